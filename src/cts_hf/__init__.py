@@ -1,0 +1,66 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Content-aware Token Sharing (CTS) for semantic segmentation with Vision Transformers."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
+
+from .configuration_cts import CtsConfig, CtsPolicyConfig
+from .modeling_cts import (
+    CtsForSemanticSegmentation,
+    CtsModel,
+    CtsModelOutput,
+    CtsPreTrainedModel,
+    CtsSemanticSegmenterOutput,
+)
+from .modeling_cts_policy import CtsPolicyModel, CtsPolicyOutput
+from .token_sharing import (
+    TokenLayout,
+    build_layout,
+    num_shared_superpatches,
+    share,
+    superpatch_targets,
+    unshare,
+)
+
+
+AutoConfig.register(CtsConfig.model_type, CtsConfig, exist_ok=True)
+AutoConfig.register(CtsPolicyConfig.model_type, CtsPolicyConfig, exist_ok=True)
+AutoModel.register(CtsConfig, CtsModel, exist_ok=True)
+AutoModel.register(CtsPolicyConfig, CtsPolicyModel, exist_ok=True)
+AutoModelForSemanticSegmentation.register(CtsConfig, CtsForSemanticSegmentation, exist_ok=True)
+
+__all__ = [
+    "CtsConfig",
+    "CtsForSemanticSegmentation",
+    "CtsModel",
+    "CtsModelOutput",
+    "CtsPolicyConfig",
+    "CtsPolicyModel",
+    "CtsPolicyOutput",
+    "CtsPreTrainedModel",
+    "CtsSemanticSegmenterOutput",
+    "TokenLayout",
+    "build_layout",
+    "num_shared_superpatches",
+    "share",
+    "superpatch_targets",
+    "unshare",
+]
+
+# `save_pretrained` then puts the code beside the weights, for those who load a checkpoint without this package.
+CtsConfig.register_for_auto_class()
+CtsPolicyConfig.register_for_auto_class()
+CtsModel.register_for_auto_class("AutoModel")
+CtsPolicyModel.register_for_auto_class("AutoModel")
+CtsForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")

@@ -1,0 +1,288 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""CTS model configuration"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+# What transformers itself passes to a config beyond the declared fields of `PreTrainedConfig`.
+_FOREIGN_NAMES = {
+    "_commit_hash",
+    "_name_or_path",
+    "_attn_implementation_autoset",
+    "_attn_implementation_internal",
+    "_experts_implementation_internal",
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "quantization_config",
+    "tie_last_hidden_states",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "use_cache",
+}
+
+
+# Where the code saved beside a checkpoint is found, for those who load it without cts_hf.
+_AUTO_MAP = {
+    "AutoConfig": "configuration_cts.CtsConfig",
+    "AutoModel": "modeling_cts.CtsModel",
+    "AutoModelForSemanticSegmentation": "modeling_cts.CtsForSemanticSegmentation",
+}
+
+
+def _refuse_unknown_names(config: PreTrainedConfig, names: dict[str, Any]) -> None:
+    # The configs of transformers turn any keyword into an attribute, so that a misspelt option is silently lost.
+    unknown = sorted(name for name in names if name not in _FOREIGN_NAMES and not hasattr(type(config), name))
+    if unknown:
+        own_fields = sorted(type(config).__annotations__)
+        raise ValueError(
+            f"{type(config).__name__} has no option {', '.join(map(repr, unknown))}. Its own options are "
+            f"{', '.join(own_fields)}, besides those of every transformers config. Correct or remove the name."
+        )
+
+
+def _refuse_outside(config: PreTrainedConfig, name: str, low: float, high: float) -> None:
+    value = getattr(config, name)
+    if not low <= value <= high:
+        raise ValueError(f"`{name}` must be between {low} and {high}, got {value}.")
+
+
+def _refuse_below_one(config: PreTrainedConfig, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(config, name)}.")
+
+
+@strict
+class CtsPolicyConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`CtsPolicyModel`]: the network that predicts which superpatches show one class.
+
+    Args:
+        superpatch_size (`int`, *optional*, defaults to 32):
+            Side of a superpatch in pixels: twice the patch size of the segmentation model.
+        output_stride (`int`, *optional*, defaults to 32):
+            Stage of the EfficientNet-Lite0 trunk that is read: 32, 16 or 8 input pixels per feature; later stages are
+            not built. The input is resized by `output_stride / superpatch_size`, so that the features lie on the grid
+            of superpatches. 32 is the network of the paper; 16 sees the image at half resolution and is several times
+            cheaper.
+        width_coefficient (`float`, *optional*, defaults to 1.0):
+            Scales the channels of every stage.
+        depth_coefficient (`float`, *optional*, defaults to 1.0):
+            Scales the number of blocks of every stage but the first and the last.
+        num_channels (`int`, *optional*, defaults to 3):
+            Channels of the images.
+        batch_norm_eps (`float`, *optional*, defaults to 1e-5):
+            Epsilon of the batch normalizations; 1e-3 for weights that come from TensorFlow.
+        tf_padding (`bool`, *optional*, defaults to `False`):
+            Whether strided convolutions pad as TensorFlow does ("SAME": more on the right and the bottom).
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the initial weights of the classifier.
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
+            Superpatch target that the loss ignores.
+
+    Example:
+
+    ```python
+    >>> from cts_hf import CtsPolicyConfig, CtsPolicyModel
+
+    >>> model = CtsPolicyModel(CtsPolicyConfig(output_stride=16))
+    ```"""
+
+    model_type = "cts_policy"
+    base_config_key = "policy_config"
+
+    superpatch_size: int = 32
+    output_stride: int = 32
+    width_coefficient: float | int = 1.0
+    depth_coefficient: float | int = 1.0
+    num_channels: int = 3
+    batch_norm_eps: float = 1e-5
+    tf_padding: bool = False
+    initializer_range: float | int = 0.02
+    semantic_loss_ignore_index: int = 255
+
+    def __post_init__(self, **kwargs):
+        _refuse_unknown_names(self, kwargs)
+        _refuse_below_one(self, "num_channels")
+        if self.superpatch_size < 2 or self.superpatch_size % 2:
+            raise ValueError(
+                f"`superpatch_size` must be an even number of pixels (two patches), got {self.superpatch_size}."
+            )
+        if self.output_stride not in (8, 16, 32):
+            raise ValueError(f"`output_stride` must be 8, 16 or 32, got {self.output_stride}.")
+        for name in ("width_coefficient", "depth_coefficient"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+        super().__post_init__(**kwargs)
+
+
+@strict
+class CtsConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`CtsModel`] or [`CtsForSemanticSegmentation`]. The defaults are those of a ViT-S/16 Segmenter
+    at 512 x 512 pixels with 30 % fewer tokens (Lu et al., CVPR 2023, table 1).
+
+    Args:
+        image_size (`int` or pair of `int`, *optional*, defaults to 512):
+            Height and width, in pixels, that the position embeddings are made for. Any other size can be segmented.
+        patch_size (`int`, *optional*, defaults to 16):
+            Side of a patch in pixels. Four patches are a superpatch.
+        num_channels (`int`, *optional*, defaults to 3):
+            Channels of the images.
+        hidden_size (`int`, *optional*, defaults to 384):
+            Width of encoder and decoder.
+        num_hidden_layers (`int`, *optional*, defaults to 12):
+            Layers of the encoder.
+        num_attention_heads (`int`, *optional*, defaults to 6):
+            Attention heads of each encoder layer.
+        intermediate_size (`int`, *optional*, defaults to 1536):
+            Width of the hidden layer of each MLP, in encoder and decoder.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation of the MLPs.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-5):
+            Epsilon of the layer normalizations.
+        qkv_bias (`bool`, *optional*, defaults to `True`):
+            Whether the query, key and value projections have a bias.
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
+            Dropout in the embeddings and after the attention and MLP of each encoder layer.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
+            Dropout of the attention probabilities.
+        drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Stochastic depth of the last encoder layer; grows linearly from 0 at the first.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the initial weights.
+        use_distillation_token (`bool`, *optional*, defaults to `False`):
+            Whether the encoder has a distillation token behind the class token, as DeiT.
+        token_reduction (`float`, *optional*, defaults to 0.3):
+            Fraction of the patch tokens that sharing removes, between 0 (a plain Segmenter; the policy is not run) and
+            0.75 (every superpatch shared). Can be given to each call of the model.
+        use_policy (`bool`, *optional*, defaults to `True`):
+            Whether the model has a policy network. Without one, sharing needs `superpatch_scores`.
+        policy_config (`CtsPolicyConfig` or `dict`, *optional*):
+            Configuration of the policy network. Its superpatch size is twice the patch size.
+        policy_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the policy's own loss in the loss of [`CtsForSemanticSegmentation`]. At 0 the policy is frozen:
+            it stays in evaluation mode and gets no gradient.
+        decoder_type (`str`, *optional*, defaults to `"mask_transformer"`):
+            `"mask_transformer"` or `"linear"`, the decoders of Segmenter.
+        decoder_num_hidden_layers (`int`, *optional*, defaults to 2):
+            Layers of the mask transformer.
+        decoder_num_attention_heads (`int`, *optional*):
+            Attention heads of the mask transformer, `hidden_size // 64` by default.
+        decoder_dropout_prob (`float`, *optional*, defaults to 0.0):
+            Dropout after the attention and MLP of each decoder layer.
+        decoder_drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Stochastic depth of the decoder layers.
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
+            Label that the loss ignores.
+
+    Example:
+
+    ```python
+    >>> from cts_hf import CtsConfig, CtsForSemanticSegmentation
+
+    >>> model = CtsForSemanticSegmentation(CtsConfig(num_labels=150))
+    ```"""
+
+    model_type = "cts"
+    sub_configs = {"policy_config": CtsPolicyConfig}  # noqa: RUF012 - transformers declares it so
+
+    image_size: int | list[int] | tuple[int, int] = 512
+    patch_size: int = 16
+    num_channels: int = 3
+    hidden_size: int = 384
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 6
+    intermediate_size: int = 1536
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    qkv_bias: bool = True
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float | int = 0.02
+    use_distillation_token: bool = False
+    token_reduction: float | int = 0.3
+    use_policy: bool = True
+    policy_config: CtsPolicyConfig | dict | None = None
+    policy_loss_weight: float | int = 0.0
+    decoder_type: str = "mask_transformer"
+    decoder_num_hidden_layers: int = 2
+    decoder_num_attention_heads: int | None = None
+    decoder_dropout_prob: float | int = 0.0
+    decoder_drop_path_rate: float | int = 0.0
+    semantic_loss_ignore_index: int = 255
+
+    def __post_init__(self, **kwargs):
+        _refuse_unknown_names(self, kwargs)
+        _refuse_below_one(
+            self, "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads"
+        )
+        _refuse_outside(self, "token_reduction", 0, 0.75)
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            _refuse_outside(self, name, 0, 1)
+        for name in ("decoder_dropout_prob", "decoder_drop_path_rate"):
+            _refuse_outside(self, name, 0, 1)
+        if self.policy_loss_weight < 0:
+            raise ValueError(f"`policy_loss_weight` must be at least 0 (0: frozen), got {self.policy_loss_weight}.")
+        if self.decoder_type not in ("mask_transformer", "linear"):
+            raise ValueError(f"`decoder_type` must be 'mask_transformer' or 'linear', got {self.decoder_type!r}.")
+        if self.decoder_num_attention_heads is None:
+            self.decoder_num_attention_heads = max(1, self.hidden_size // 64)
+        for name in ("num_attention_heads", "decoder_num_attention_heads"):
+            if self.hidden_size % getattr(self, name):
+                raise ValueError(
+                    f"`hidden_size` ({self.hidden_size}) must be a multiple of `{name}` ({getattr(self, name)})."
+                )
+        self._check_image_size()
+        self._complete_policy_config()
+        # `register_for_auto_class` records a single auto class; a checkpoint serves two.
+        kwargs["auto_map"] = {**_AUTO_MAP, **kwargs.get("auto_map", {})}
+        super().__post_init__(**kwargs)
+
+    def _check_image_size(self):
+        sides = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
+        if len(sides) not in (1, 2) or any(side < 1 or side % self.patch_size for side in sides):
+            raise ValueError(
+                f"`image_size` must be one or two (height, width) multiples of `patch_size` ({self.patch_size}), "
+                f"got {self.image_size}."
+            )
+
+    def _complete_policy_config(self):
+        superpatch_size = 2 * self.patch_size
+        if self.policy_config is None:
+            self.policy_config = CtsPolicyConfig(superpatch_size=superpatch_size, num_channels=self.num_channels)
+        elif isinstance(self.policy_config, dict):
+            defaults = {"superpatch_size": superpatch_size, "num_channels": self.num_channels}
+            self.policy_config = CtsPolicyConfig(**{**defaults, **self.policy_config})
+        for name, expected in (("superpatch_size", superpatch_size), ("num_channels", self.num_channels)):
+            value = getattr(self.policy_config, name)
+            if value != expected:
+                raise ValueError(
+                    f"`policy_config.{name}` must be {expected} for a model with patch_size={self.patch_size} and "
+                    f"num_channels={self.num_channels}, got {value}."
+                )
+
+
+__all__ = ["CtsConfig", "CtsPolicyConfig"]

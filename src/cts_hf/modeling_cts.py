@@ -1,0 +1,397 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+CTS models: a Vision Transformer whose patches share tokens (Lu et al., CVPR 2023, arXiv 2306.02095), and the Segmenter
+(Strudel et al., ICCV 2021) on top of it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_cts import CtsConfig
+from .modeling_cts_decoders import DECODERS, CtsMaskTransformerDecoder
+from .modeling_cts_embeddings import CtsEmbeddings
+from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask
+from .modeling_cts_policy import CtsPolicyModel, check_label_ids, pad_to_superpatches, policy_loss
+from .token_sharing import (
+    IGNORED_TARGET,
+    TokenLayout,
+    build_layout,
+    build_padded_layout,
+    num_shared_superpatches,
+    superpatch_targets,
+    unshare,
+)
+
+
+@dataclass
+class CtsModelOutput(ModelOutput):
+    """
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_prefix_tokens + num_tokens, hidden_size)`):
+            The encoder's output: class token, distillation token if there is one, then the tokens of `token_layout`.
+        token_layout (`TokenLayout`):
+            Which token stands for which patch; `cts_hf.unshare` replicates the tokens to all patches.
+        policy_logits (`torch.FloatTensor` of shape `(batch_size, 2, superpatch_rows, superpatch_columns)`,
+        *optional*):
+            Logits of "several classes" and "one class", if the policy was run.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
+            The embeddings and the output of each encoder layer, of the shape of `last_hidden_state`.
+        attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
+            Attention probabilities of each encoder layer, `(batch_size, num_heads, sequence_length, sequence_length)`.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    token_layout: TokenLayout | None = None
+    policy_logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class CtsSemanticSegmenterOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
+            Cross-entropy of the upsampled logits, plus the weighted loss of the policy if it is trained too.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels, ceil(height / patch_size), ceil(width /
+        patch_size))`):
+            Class logits of each patch.
+        policy_logits (`torch.FloatTensor` of shape `(batch_size, 2, superpatch_rows, superpatch_columns)`,
+        *optional*):
+            Logits of "several classes" and "one class", if the policy was run.
+        shared_superpatches (`torch.BoolTensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`):
+            The superpatches whose four patches shared a token.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
+            The embeddings and the output of each encoder layer.
+        attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
+            Attention probabilities of each encoder layer.
+        logits_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*, returned when `pixel_mask` is
+        provided):
+            Rows and columns of `logits` that belong to each image; the rest is padding.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    policy_logits: torch.FloatTensor | None = None
+    shared_superpatches: torch.BoolTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    logits_sizes: torch.LongTensor | None = None
+
+
+class CtsPreTrainedModel(PreTrainedModel):
+    config: CtsConfig
+    base_model_prefix = "cts"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over pixels, not a sum that a trainer could rescale
+    _no_split_modules = ["CtsEmbeddings", "CtsLayer"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": CtsLayer, "attentions": CtsAttention}  # noqa: RUF012
+    _input_embed_layer = "patch_embeddings"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, CtsEmbeddings):
+            init.trunc_normal_(module.position_embeddings, mean=0.0, std=std)
+            init.trunc_normal_(module.cls_token, mean=0.0, std=std)
+            if module.distillation_token is not None:
+                init.trunc_normal_(module.distillation_token, mean=0.0, std=std)
+        elif isinstance(module, CtsMaskTransformerDecoder):
+            init.trunc_normal_(module.class_embeddings, mean=0.0, std=std)
+
+
+class CtsModel(CtsPreTrainedModel):
+    """
+    A Vision Transformer encoder with content-aware token sharing.
+
+    Args:
+        config ([`CtsConfig`]): The configuration.
+    """
+
+    def __init__(self, config: CtsConfig):
+        super().__init__(config)
+        self.policy = CtsPolicyModel(config.policy_config) if config.use_policy else None
+        self.embeddings = CtsEmbeddings(config)
+        drop_path = drop_path_schedule(config.drop_path_rate, config.num_hidden_layers)
+        self.layers = nn.ModuleList(
+            CtsLayer(config, config.num_attention_heads, config.hidden_dropout_prob, rate) for rate in drop_path
+        )
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+        if self._policy_is_frozen():
+            self.policy.requires_grad_(False)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self._policy_is_frozen():
+            self.policy.eval()  # or its batch-norm statistics drift
+        return self
+
+    def _policy_is_frozen(self) -> bool:
+        return self.policy is not None and self.config.policy_loss_weight == 0
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        superpatch_scores: torch.Tensor | None = None,
+        token_reduction: float | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CtsModelOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalized images of any size from one superpatch on; padded with zeros on the right and the bottom to
+                whole superpatches.
+            superpatch_scores (`torch.Tensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`,
+            *optional*):
+                Scores that replace those of the policy, which is then not run: the higher, the sooner a superpatch is
+                shared. Rows and columns are `ceil(height / superpatch_size)` and `ceil(width / superpatch_size)`.
+            token_reduction (`float`, *optional*):
+                Fraction of the patch tokens to remove, from 0 (no sharing, and the policy is not run) to 0.75;
+                `config.token_reduction` by default.
+            pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
+                1 at pixels of the image, 0 at padding on its right and bottom, in a batch of images of different
+                sizes. Each image is encoded as it is alone.
+
+        Returns:
+            [`CtsModelOutput`]: The encoder's output and the layout of its tokens.
+
+        Raises:
+            ValueError: If an argument has a wrong shape, `token_reduction` is outside [0, 0.75], `superpatch_scores`
+            hold
+                NaN, or sharing is asked for without a policy or scores.
+        """
+        superpatch_size = 2 * self.config.patch_size
+        image_grids = self._image_grids(pixel_values, pixel_mask)
+        pixel_values = pad_to_superpatches(pixel_values, superpatch_size, self.config.num_channels)
+        pixel_values = pixel_values.to(self.dtype)
+        layout, policy_logits = self._build_layout(pixel_values, superpatch_scores, token_reduction, image_grids)
+
+        hidden_states = self.embeddings(pixel_values, layout, image_grids)
+        attention_mask = padding_attention_mask(
+            self.config, hidden_states, layout.token_mask, before=self.embeddings.num_prefix_tokens
+        )
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+
+        return CtsModelOutput(
+            last_hidden_state=self.layernorm(hidden_states), token_layout=layout, policy_logits=policy_logits
+        )
+
+    def _image_grids(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Rows and columns of patches of each image, padded to whole superpatches: `(batch_size, 2)` or `None`."""
+        if pixel_mask is None:
+            return None
+        if pixel_mask.shape != (pixel_values.shape[0], *pixel_values.shape[2:]):
+            raise ValueError(
+                f"`pixel_mask` must have shape {(pixel_values.shape[0], *pixel_values.shape[2:])} for these "
+                f"`pixel_values`, got {tuple(pixel_mask.shape)}."
+            )
+        superpatch_size = 2 * self.config.patch_size
+        sizes = image_sizes(pixel_mask)
+        return (sizes + superpatch_size - 1).div(superpatch_size, rounding_mode="floor") * 2
+
+    def _build_layout(
+        self,
+        pixel_values: torch.Tensor,
+        superpatch_scores: torch.Tensor | None,
+        token_reduction: float | None,
+        image_grids: torch.Tensor | None,
+    ) -> tuple[TokenLayout, torch.Tensor | None]:
+        if token_reduction is None:
+            token_reduction = self.config.token_reduction
+        superpatch_size = 2 * self.config.patch_size
+        rows, columns = pixel_values.shape[2] // superpatch_size, pixel_values.shape[3] // superpatch_size
+        num_shared = num_shared_superpatches(token_reduction, 4 * rows * columns)
+
+        shape = (pixel_values.shape[0], rows, columns)
+        policy_logits = None
+        if superpatch_scores is not None:
+            _check_scores(superpatch_scores, shape)
+            scores = superpatch_scores.to(pixel_values.device)
+        elif num_shared == 0:
+            scores = pixel_values.new_zeros(shape)
+        else:
+            policy_logits = self._run_policy(pixel_values)
+            scores = (policy_logits[:, 1] - policy_logits[:, 0]).detach()
+
+        if image_grids is None:
+            return build_layout(scores, num_shared), policy_logits
+        superpatch_mask = _grid_mask(image_grids // 2, rows, columns)
+        return build_padded_layout(scores, token_reduction, superpatch_mask), policy_logits
+
+    def _run_policy(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if self.policy is None:
+            raise ValueError(
+                "This model has no policy (`use_policy=False`): give `superpatch_scores`, or `token_reduction=0` to "
+                "run it without sharing."
+            )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._policy_is_frozen()):
+            return self.policy(pixel_values, return_dict=True).logits
+
+
+def image_sizes(pixel_mask: torch.Tensor) -> torch.Tensor:
+    """Height and width, in pixels, of each image of a padded batch: `(batch_size, 2)`, int64."""
+    is_real = pixel_mask.bool()
+    return torch.stack([is_real[:, :, 0].sum(dim=1), is_real[:, 0, :].sum(dim=1)], dim=1)
+
+
+def _grid_mask(sizes: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    row_is_real = torch.arange(rows, device=sizes.device) < sizes[:, :1]
+    column_is_real = torch.arange(columns, device=sizes.device) < sizes[:, 1:]
+    return row_is_real[:, :, None] & column_is_real[:, None, :]
+
+
+def _check_scores(superpatch_scores: torch.Tensor, shape: tuple[int, int, int]) -> None:
+    if superpatch_scores.shape != shape:
+        raise ValueError(
+            f"`superpatch_scores` must have shape (batch_size, superpatch_rows, superpatch_columns) = {shape} for "
+            f"these images, got {tuple(superpatch_scores.shape)}."
+        )
+    if torch.compiler.is_compiling():
+        return
+    advice = "`superpatch_scores` hold NaN, which has no rank. Replace it, for example with `torch.nan_to_num`."
+    is_nan = superpatch_scores.isnan().any()
+    if superpatch_scores.device.type != "cpu":
+        torch._assert_async(~is_nan, advice)
+    elif is_nan:
+        raise ValueError(advice)
+
+
+class CtsForSemanticSegmentation(CtsPreTrainedModel):
+    """
+    A Segmenter with content-aware token sharing: the encoder of [`CtsModel`] and a decoder that classifies tokens.
+
+    Args:
+        config ([`CtsConfig`]): The configuration.
+    """
+
+    def __init__(self, config: CtsConfig):
+        super().__init__(config)
+        self.cts = CtsModel(config)
+        self.decode_head = DECODERS[config.decoder_type](config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        superpatch_scores: torch.Tensor | None = None,
+        token_reduction: float | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CtsSemanticSegmenterOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalized images of any size from one superpatch on.
+            labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                Class ids in `[0, num_labels)` or `config.semantic_loss_ignore_index`, for the loss.
+            superpatch_scores, token_reduction, pixel_mask:
+                As in [`CtsModel.forward`].
+
+        Returns:
+            [`CtsSemanticSegmenterOutput`]: Logits of each patch, and the loss if there are `labels`.
+
+        Raises:
+            ValueError: As [`CtsModel.forward`], or if `labels` have another size or unknown ids.
+
+        Example:
+
+        ```python
+        >>> from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+        >>> processor = AutoImageProcessor.from_pretrained(folder)
+        >>> model = AutoModelForSemanticSegmentation.from_pretrained(folder)
+        >>> outputs = model(**processor(image, return_tensors="pt"), token_reduction=0.3)
+        >>> segmentation = processor.post_process_semantic_segmentation(outputs, [(image.height, image.width)])[0]
+        ```"""
+        if labels is not None:
+            self._check_labels(labels, pixel_values)
+        outputs = self.cts(
+            pixel_values, superpatch_scores, token_reduction, pixel_mask, **{**kwargs, "return_dict": True}
+        )
+        layout = outputs.token_layout
+
+        tokens = outputs.last_hidden_state[:, self.cts.embeddings.num_prefix_tokens :]
+        token_logits = self.decode_head(tokens, layout.token_mask, **kwargs)
+        logits = unshare(token_logits, layout)  # (B, N, num_labels)
+        rows, columns = (-(-side // self.config.patch_size) for side in pixel_values.shape[-2:])
+        logits = logits.transpose(1, 2).unflatten(2, (2 * layout.shared_superpatches.shape[1], -1))
+        logits = logits[:, :, :rows, :columns]
+
+        return CtsSemanticSegmenterOutput(
+            loss=self._loss(logits, outputs.policy_logits, labels) if labels is not None else None,
+            logits=logits,
+            policy_logits=outputs.policy_logits,
+            shared_superpatches=layout.shared_superpatches,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            logits_sizes=self._logits_sizes(pixel_mask),
+        )
+
+    def _check_labels(self, labels: torch.Tensor, pixel_values: torch.Tensor) -> None:
+        expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
+        if labels.shape != expected:
+            raise ValueError(
+                f"`labels` must have shape {expected}, the size of the images, got {tuple(labels.shape)}. Pass the "
+                "label maps to the image processor as `segmentation_maps`, so that both are resized alike."
+            )
+        check_label_ids(labels, self.config.num_labels, self.config.semantic_loss_ignore_index)
+
+    def _logits_sizes(self, pixel_mask: torch.Tensor | None) -> torch.Tensor | None:
+        if pixel_mask is None:
+            return None
+        patch_size = self.config.patch_size
+        return (image_sizes(pixel_mask) + patch_size - 1).div(patch_size, rounding_mode="floor")
+
+    def _loss(self, logits: torch.Tensor, policy_logits: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
+        ignore_index = self.config.semantic_loss_ignore_index
+        loss = self.loss_function(logits.float(), labels, ignore_index=ignore_index)
+        if self.config.policy_loss_weight > 0 and policy_logits is not None:
+            superpatch_size = 2 * self.config.patch_size
+            bottom, right = (-side % superpatch_size for side in labels.shape[-2:])
+            padded_labels = nn.functional.pad(labels, (0, right, 0, bottom), value=ignore_index)
+            targets = superpatch_targets(padded_labels, superpatch_size, ignore_index)
+            loss = loss + self.config.policy_loss_weight * policy_loss(policy_logits, targets, IGNORED_TARGET)
+        return loss
+
+
+__all__ = [
+    "CtsForSemanticSegmentation",
+    "CtsModel",
+    "CtsModelOutput",
+    "CtsPreTrainedModel",
+    "CtsSemanticSegmenterOutput",
+]

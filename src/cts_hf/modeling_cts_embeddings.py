@@ -1,0 +1,126 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From the pixels of an image to the tokens that the encoder of CTS sees."""
+
+import torch
+from torch import nn
+
+from .configuration_cts import CtsConfig
+from .token_sharing import TokenLayout, share
+
+
+class CtsPatchEmbeddings(nn.Module):
+    """
+    The patch projection. It is linear and takes the pixels of the tokens only, so that dropped patches cost nothing; a
+    superpatch is projected as a patch of the image at half resolution.
+    """
+
+    def __init__(self, config: CtsConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.projection = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+
+    def forward(self, pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        patches = self._unfold(pixel_values)  # (B, N, C * P * P)
+        superpatches = self._unfold(nn.functional.avg_pool2d(pixel_values, 2))  # (B, N/4, C * P * P)
+        return self.projection(share(patches, superpatches, layout))
+
+    def _unfold(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        batch_size, num_channels, height, width = pixel_values.shape
+        rows, columns, size = height // self.patch_size, width // self.patch_size, self.patch_size
+        patches = pixel_values.reshape(batch_size, num_channels, rows, size, columns, size)
+        return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch_size, rows * columns, num_channels * size**2)
+
+
+class CtsEmbeddings(nn.Module):
+    """Class token, distillation token if there is one, and the embedded tokens, with their positions."""
+
+    def __init__(self, config: CtsConfig):
+        super().__init__()
+        image_size = [config.image_size] if isinstance(config.image_size, int) else config.image_size
+        # The grid that the position embeddings are made for; one side means a square.
+        self.grid = (image_size[0] // config.patch_size, image_size[-1] // config.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.distillation_token = None
+        if config.use_distillation_token:
+            self.distillation_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.num_prefix_tokens = 1 + config.use_distillation_token
+        num_positions = self.num_prefix_tokens + self.grid[0] * self.grid[1]
+        self.position_embeddings = nn.Parameter(torch.zeros(1, num_positions, config.hidden_size))
+        self.patch_embeddings = CtsPatchEmbeddings(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, pixel_values: torch.Tensor, layout: TokenLayout, image_grids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Whole
+            superpatches. layout (`TokenLayout`): Which tokens there are.
+            image_grids (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*): Rows and columns of patches of
+                each
+                image, where padding makes the grid larger.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_prefix_tokens + num_tokens, hidden_size)`.
+        """
+        batch_size = pixel_values.shape[0]
+        patch_size = self.patch_embeddings.patch_size
+        grid = (pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size)
+
+        embeddings = self.patch_embeddings(pixel_values, layout)
+        embeddings = embeddings + self._token_positions(layout, grid, image_grids)
+        prefix = self.cls_token
+        if self.distillation_token is not None:
+            prefix = torch.cat([prefix, self.distillation_token], dim=1)
+        prefix = prefix + self.position_embeddings[:, : self.num_prefix_tokens]
+        return self.dropout(torch.cat([prefix.expand(batch_size, -1, -1), embeddings], dim=1))
+
+    def _token_positions(
+        self, layout: TokenLayout, grid: tuple[int, int], image_grids: torch.Tensor | None
+    ) -> torch.Tensor:
+        positions = self.position_embeddings[:, self.num_prefix_tokens :]
+        positions = positions.transpose(1, 2).unflatten(2, self.grid)  # (1, D, rows, columns)
+        if image_grids is not None:
+            positions = _resample_positions(positions, grid, image_grids)
+        elif grid != self.grid:
+            positions = nn.functional.interpolate(positions, size=grid, mode="bilinear", align_corners=False)
+        superpatch_positions = nn.functional.avg_pool2d(positions, 2)
+        batch_size = layout.token_source.shape[0]
+        return share(
+            positions.flatten(2).transpose(1, 2).expand(batch_size, -1, -1),
+            superpatch_positions.flatten(2).transpose(1, 2).expand(batch_size, -1, -1),
+            layout,
+        )
+
+
+def _resample_positions(positions: torch.Tensor, grid: tuple[int, int], image_grids: torch.Tensor) -> torch.Tensor:
+    """
+    Bilinear interpolation of position embeddings, `(1, hidden_size, rows, columns)`, to the grid of each image in the
+    top left corner of the batch's `grid`: for each image what `torch.nn.functional.interpolate` gives it alone.
+    """
+    axes = []
+    for axis in (0, 1):
+        centers = torch.arange(grid[axis], device=positions.device) + 0.5
+        axes.append(centers / image_grids[:, axis, None] * 2 - 1)  # (B, length), -1 and 1 are the image's borders
+    rows, columns = axes[0][:, :, None].expand(-1, -1, grid[1]), axes[1][:, None, :].expand(-1, grid[0], -1)
+    sampling_grid = torch.stack([columns, rows], dim=-1)  # grid_sample wants (x, y)
+    positions_per_image = positions.float().expand(image_grids.shape[0], -1, -1, -1)
+    sampled = nn.functional.grid_sample(
+        positions_per_image, sampling_grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return sampled.to(positions.dtype)
+
+
+__all__ = ["CtsEmbeddings", "CtsPatchEmbeddings"]

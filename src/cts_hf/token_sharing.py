@@ -1,0 +1,276 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Content-aware token sharing: four neighbouring patches that show one class share one token.
+
+A grid of `H x W` patches is also a grid of `H/2 x W/2` superpatches of 2 x 2 patches. Given a score for every
+superpatch (how sure a policy is that it shows one class) and a budget S, the S best superpatches are each represented
+by *one* token instead of four:
+
+    scores --build_layout--> TokenLayout          which token stands for which patch
+    patches, superpatches --share--> tokens       N patches become T = N - 3 S tokens
+    tokens --unshare--> patches                   every patch reads the token that stands for it
+
+Everything here is a pure function of tensors: static shapes, batched, on any device, differentiable in the values that
+are shared and unshared. References: Lu, de Geus, Dubbelman, "Content-aware Token Sharing for Efficient Semantic
+Segmentation with Vision Transformers", CVPR 2023 (arXiv 2306.02095), sections 3.1 to 3.3.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+# A superpatch target that no loss or metric should count. It is fixed: any other value could be a label to ignore.
+IGNORED_TARGET = 255
+
+
+class TokenLayout(NamedTuple):
+    """
+    Which tokens there are, and which token stands for which patch. Tokens are in the order of the reference
+    implementation: unshared patches in raster order, then shared superpatches in raster order.
+
+    Args:
+        shared_superpatches (`torch.BoolTensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`):
+            The superpatches whose four patches share a token.
+        token_source (`torch.LongTensor` of shape `(batch_size, num_tokens)`):
+            Where each token comes from: `i < N` is patch `i`, `N + j` is superpatch `j`, both in raster order.
+        patch_to_token (`torch.LongTensor` of shape `(batch_size, num_patches)`):
+            The token that stands for each patch.
+        token_mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`, *optional*):
+            `False` at tokens that fill up the rows of a batch whose images differ in size; they come last.
+    """
+
+    shared_superpatches: torch.Tensor
+    token_source: torch.Tensor
+    patch_to_token: torch.Tensor
+    token_mask: torch.Tensor | None = None
+
+
+def num_shared_superpatches(token_reduction: float, num_patches: int) -> int:
+    """
+    The budget S: how many superpatches share a token so that `token_reduction` of the patch tokens disappear.
+
+    Args:
+        token_reduction (`float`): Fraction of the tokens to remove, between 0 and 0.75.
+        num_patches (`int`): Number of patches N. Each shared superpatch saves three tokens.
+
+    Raises:
+        ValueError: If `token_reduction` is outside [0, 0.75].
+    """
+    if not 0 <= token_reduction <= 0.75:
+        raise ValueError(
+            f"`token_reduction` must be between 0 (no sharing) and 0.75 (all shared), got {token_reduction}."
+        )
+    return round(token_reduction * num_patches / 3)
+
+
+def superpatch_targets(labels: torch.Tensor, superpatch_size: int, ignore_index: int = 255) -> torch.Tensor:
+    """
+    What a policy should predict: whether all pixels of a superpatch have one label (paper, section 3.2).
+
+    Args:
+        labels (`torch.Tensor` of shape `(batch_size, height, width)`): Label maps of any integer dtype.
+        superpatch_size (`int`): Side of a superpatch in pixels; must divide height and width.
+        ignore_index (`int`): The label of pixels without annotation.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, height // superpatch_size, width // superpatch_size)`: 1 for one
+        label (no annotation at all counts as one), 0 for several. One class together with unannotated pixels is 0
+        inside the image and 255, to be ignored, in the superpatches along its border: there, it is most often padding.
+
+    Raises:
+        ValueError: If `labels` are not `(batch_size, height, width)` multiples of `superpatch_size`.
+    """
+    if labels.ndim != 3 or labels.shape[1] % superpatch_size or labels.shape[2] % superpatch_size:
+        raise ValueError(
+            f"`labels` must have shape (batch_size, height, width) with sides that are multiples of superpatch_size="
+            f"{superpatch_size}, got {tuple(labels.shape)}. Pad them with the ignore index ({ignore_index})."
+        )
+    batch_size, height, width = labels.shape
+    rows, columns = height // superpatch_size, width // superpatch_size
+    cells = labels.long().view(batch_size, rows, superpatch_size, columns, superpatch_size)
+
+    is_ignored = cells == ignore_index
+    bounds = torch.iinfo(torch.int64)
+    lowest = cells.masked_fill(is_ignored, bounds.max).amin(dim=(2, 4))
+    highest = cells.masked_fill(is_ignored, bounds.min).amax(dim=(2, 4))
+    all_ignored = lowest > highest
+    one_class = lowest == highest
+    partly_ignored = is_ignored.any(dim=4).any(dim=2) & ~all_ignored
+
+    row_index = torch.arange(rows, device=labels.device)[:, None]
+    column_index = torch.arange(columns, device=labels.device)[None, :]
+    on_border = (row_index % max(rows - 1, 1) == 0) | (column_index % max(columns - 1, 1) == 0)
+
+    targets = (all_ignored | (one_class & ~partly_ignored)).long()
+    return targets.masked_fill(one_class & partly_ignored & on_border, IGNORED_TARGET)
+
+
+def build_layout(scores: torch.Tensor, num_shared: int) -> TokenLayout:
+    """
+    Lets the `num_shared` superpatches with the highest scores of each image share a token. Of equal scores, the
+    earlier superpatch in raster order is shared first.
+
+    Args:
+        scores (`torch.Tensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`): One score per superpatch.
+        num_shared (`int`): The budget S, between 0 and the number of superpatches.
+
+    Raises:
+        ValueError: If `scores` have another rank or `num_shared` is out of range.
+    """
+    num_superpatches = _count_superpatches(scores)
+    if not 0 <= num_shared <= num_superpatches:
+        raise ValueError(f"`num_shared` must be between 0 and {num_superpatches} superpatches, got {num_shared}.")
+    chosen = scores.flatten(1).argsort(dim=1, descending=True, stable=True)[:, :num_shared]
+    shared = torch.zeros_like(scores, dtype=torch.bool).flatten(1).scatter(1, chosen, True)
+    return _number_tokens(shared.view(scores.shape), num_tokens=4 * num_superpatches - 3 * num_shared)
+
+
+def build_padded_layout(scores: torch.Tensor, token_reduction: float, superpatch_mask: torch.Tensor) -> TokenLayout:
+    """
+    As [`build_layout`] for a batch of images of different sizes, padded to one grid. Each image gets the budget and
+    the tokens that it gets alone; padding has no token of its own, and the rows of the batch are filled up behind the
+    tokens of the smaller images, as `token_mask` says.
+
+    Args:
+        scores (`torch.Tensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`): One score per superpatch.
+        token_reduction (`float`): Fraction of each image's tokens to remove, between 0 and 0.75.
+        superpatch_mask (`torch.BoolTensor` of the same shape): `False` at superpatches that are padding.
+    """
+    num_superpatches = _count_superpatches(scores)
+    most_shared = num_shared_superpatches(token_reduction, 4 * num_superpatches)
+    budgets = (superpatch_mask.flatten(1).sum(dim=1, keepdim=True) * 4 * token_reduction / 3).round()
+
+    ranking = (
+        scores.masked_fill(~superpatch_mask, float("-inf")).flatten(1).argsort(dim=1, descending=True, stable=True)
+    )
+    within_budget = torch.arange(num_superpatches, device=scores.device) < budgets
+    shared = torch.zeros_like(within_budget).scatter(1, ranking, within_budget)
+    # Budgets are rounded: a smaller image can need up to one superpatch's tokens more than the largest one's share.
+    num_tokens = 4 * num_superpatches - 3 * max(most_shared - 1, 0)
+    return _number_tokens(shared.view(scores.shape), num_tokens, superpatch_mask)
+
+
+def share(patches: torch.Tensor, superpatches: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+    """
+    Picks the values of the tokens out of those of all patches and all superpatches.
+
+    Args:
+        patches (`torch.Tensor` of shape `(batch_size, num_patches, dim)`): Values of the patches, in raster order.
+        superpatches (`torch.Tensor` of shape `(batch_size, num_patches // 4, dim)`): Values of the superpatches.
+        layout (`TokenLayout`): Which tokens there are.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_tokens, dim)`.
+
+    Raises:
+        ValueError: If the numbers of patches and superpatches are not those of the layout.
+    """
+    num_patches = layout.patch_to_token.shape[1]
+    if patches.shape[1] != num_patches or superpatches.shape[1] * 4 != num_patches:
+        raise ValueError(
+            f"The layout is for {num_patches} patches and {num_patches // 4} superpatches, got {patches.shape[1]} and "
+            f"{superpatches.shape[1]}. Build it from scores of the same grid."
+        )
+    if _is_identity(layout):
+        return patches
+    return _take(torch.cat([patches, superpatches], dim=1), layout.token_source)
+
+
+def unshare(tokens: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+    """
+    Gives every patch the value of the token that stands for it: a shared token is replicated to its four patches.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(batch_size, num_tokens, dim)`): Values of the tokens, without prefix tokens.
+        layout (`TokenLayout`): Which token stands for which patch.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_patches, dim)`, in raster order.
+
+    Raises:
+        ValueError: If the number of tokens is not that of the layout.
+    """
+    num_tokens = layout.token_source.shape[1]
+    if tokens.shape[1] != num_tokens:
+        raise ValueError(f"The layout has {num_tokens} tokens, got {tokens.shape[1]}. Remove prefix tokens first.")
+    if _is_identity(layout):
+        return tokens
+    return _take(tokens, layout.patch_to_token)
+
+
+def _repeat_for_patches(values: torch.Tensor) -> torch.Tensor:
+    """
+    Repeats each value of a superpatch grid for its 2 x 2 patches: `(..., rows, columns)` to `(..., 2 rows, 2
+    columns)`.
+    """
+    return values.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
+
+
+def _count_superpatches(scores: torch.Tensor) -> int:
+    if scores.ndim != 3:
+        raise ValueError(
+            f"`scores` must have shape (batch_size, superpatch_rows, superpatch_columns), got {tuple(scores.shape)}."
+        )
+    return scores.shape[1] * scores.shape[2]
+
+
+def _is_identity(layout: TokenLayout) -> bool:
+    # As many tokens as patches and no filling up: nothing is shared, and the tokens are the patches in order.
+    return layout.token_mask is None and layout.token_source.shape == layout.patch_to_token.shape
+
+
+def _take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[2]))
+
+
+def _number_tokens(shared: torch.Tensor, num_tokens: int, superpatch_mask: torch.Tensor | None = None) -> TokenLayout:
+    """Numbers the tokens of a choice of superpatches, `(batch_size, superpatch_rows, superpatch_columns)`."""
+    batch_size, rows, columns = shared.shape
+    num_superpatches, num_patches = rows * columns, 4 * rows * columns
+    device = shared.device
+
+    patch_is_shared = _repeat_for_patches(shared).flatten(1)  # (B, N)
+    is_token = torch.cat([~patch_is_shared, shared.flatten(1)], dim=1)  # (B, N + N/4): every possible token
+    if superpatch_mask is not None:
+        patch_is_real = _repeat_for_patches(superpatch_mask).flatten(1)
+        is_token = is_token & torch.cat([patch_is_real, superpatch_mask.flatten(1)], dim=1)
+    position = is_token.cumsum(dim=1) - 1  # (B, N + N/4): the number of each token, in the reference order
+
+    candidates = torch.arange(num_patches + num_superpatches, device=device)
+    superpatch_of_patch = _repeat_for_patches(candidates[num_patches:].view(rows, columns)).flatten()
+    stands_for = torch.where(patch_is_shared, superpatch_of_patch, candidates[:num_patches])  # (B, N)
+    patch_to_token = position.gather(1, stands_for)
+
+    # The inverse of `position`; what is no token lands in one column too many.
+    column = torch.where(is_token, position, num_tokens)
+    token_source = torch.zeros(batch_size, num_tokens + 1, dtype=torch.int64, device=device)
+    token_source = token_source.scatter(1, column, candidates.expand(batch_size, -1))[:, :num_tokens]
+
+    token_mask = None
+    if superpatch_mask is not None:
+        token_mask = torch.arange(num_tokens, device=device) < is_token.sum(dim=1, keepdim=True)
+    return TokenLayout(shared, token_source, patch_to_token, token_mask)
+
+
+__all__ = [
+    "TokenLayout",
+    "build_layout",
+    "build_padded_layout",
+    "num_shared_superpatches",
+    "share",
+    "superpatch_targets",
+    "unshare",
+]
