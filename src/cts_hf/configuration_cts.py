@@ -17,6 +17,10 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 # What transformers itself passes to a config beyond the declared fields of `PreTrainedConfig`.
@@ -53,12 +57,17 @@ _AUTO_MAP = {
 def _refuse_unknown_names(config: PreTrainedConfig, names: dict[str, Any]) -> None:
     # The configs of transformers turn any keyword into an attribute, so that a misspelt option is silently lost.
     unknown = sorted(name for name in names if name not in _FOREIGN_NAMES and not hasattr(type(config), name))
-    if unknown:
-        own_fields = sorted(type(config).__annotations__)
-        raise ValueError(
-            f"{type(config).__name__} has no option {', '.join(map(repr, unknown))}. Its own options are "
-            f"{', '.join(own_fields)}, besides those of every transformers config. Correct or remove the name."
-        )
+    if not unknown:
+        return
+    own_fields = sorted(type(config).__annotations__)
+    message = (
+        f"{type(config).__name__} has no option {', '.join(map(repr, unknown))}. Its own options are "
+        f"{', '.join(own_fields)}, besides those of every transformers config. Correct or remove the name."
+    )
+    # In a file that transformers wrote, other versions of it and other tools leave names too: it must load nonetheless.
+    if config.transformers_version is None:
+        raise ValueError(message)
+    logger.warning(message)
 
 
 def _refuse_outside(config: PreTrainedConfig, name: str, low: float, high: float) -> None:
@@ -274,7 +283,11 @@ class CtsConfig(PreTrainedConfig):
         if self.policy_config is None:
             self.policy_config = CtsPolicyConfig(superpatch_size=superpatch_size, num_channels=self.num_channels)
         elif isinstance(self.policy_config, dict):
-            defaults = {"superpatch_size": superpatch_size, "num_channels": self.num_channels}
+            defaults = {
+                "superpatch_size": superpatch_size,
+                "num_channels": self.num_channels,
+                "transformers_version": self.transformers_version,
+            }
             self.policy_config = CtsPolicyConfig(**{**defaults, **self.policy_config})
         for name, expected in (("superpatch_size", superpatch_size), ("num_channels", self.num_channels)):
             value = getattr(self.policy_config, name)

@@ -146,14 +146,17 @@ class CtsModel(CtsPreTrainedModel):
         )
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
-        if self._policy_is_frozen():
-            self.policy.requires_grad_(False)
+        self._freeze_policy()
 
     def train(self, mode: bool = True):
         super().train(mode)
+        self._freeze_policy()  # here too, as `from_pretrained` makes every parameter trainable before its `eval()`
+        return self
+
+    def _freeze_policy(self):
         if self._policy_is_frozen():
             self.policy.eval()  # or its batch-norm statistics drift
-        return self
+            self.policy.requires_grad_(False)
 
     def _policy_is_frozen(self) -> bool:
         return self.policy is not None and self.config.policy_loss_weight == 0

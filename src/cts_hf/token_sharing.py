@@ -27,16 +27,18 @@ are shared and unshared. References: Lu, de Geus, Dubbelman, "Content-aware Toke
 Segmentation with Vision Transformers", CVPR 2023 (arXiv 2306.02095), sections 3.1 to 3.3.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
+from transformers.utils import ModelOutput
 
 
 # A superpatch target that no loss or metric should count. It is fixed: any other value could be a label to ignore.
 IGNORED_TARGET = 255
 
 
-class TokenLayout(NamedTuple):
+@dataclass
+class TokenLayout(ModelOutput):
     """
     Which tokens there are, and which token stands for which patch. Tokens are in the order of the reference
     implementation: unshared patches in raster order, then shared superpatches in raster order.
@@ -52,10 +54,10 @@ class TokenLayout(NamedTuple):
             `False` at tokens that fill up the rows of a batch whose images differ in size; they come last.
     """
 
-    shared_superpatches: torch.Tensor
-    token_source: torch.Tensor
-    patch_to_token: torch.Tensor
-    token_mask: torch.Tensor | None = None
+    shared_superpatches: torch.BoolTensor
+    token_source: torch.LongTensor | None = None
+    patch_to_token: torch.LongTensor | None = None
+    token_mask: torch.BoolTensor | None = None
 
 
 def num_shared_superpatches(token_reduction: float, num_patches: int) -> int:
@@ -247,7 +249,8 @@ def _number_tokens(shared: torch.Tensor, num_tokens: int, superpatch_mask: torch
     if superpatch_mask is not None:
         patch_is_real = _repeat_for_patches(superpatch_mask).flatten(1)
         is_token = is_token & torch.cat([patch_is_real, superpatch_mask.flatten(1)], dim=1)
-    position = is_token.cumsum(dim=1) - 1  # (B, N + N/4): the number of each token, in the reference order
+    # (B, N + N/4): the number of each token, in the reference order; padding must only point at some token.
+    position = (is_token.cumsum(dim=1) - 1).clamp(min=0)
 
     candidates = torch.arange(num_patches + num_superpatches, device=device)
     superpatch_of_patch = _repeat_for_patches(candidates[num_patches:].view(rows, columns)).flatten()

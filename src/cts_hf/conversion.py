@@ -1,0 +1,264 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Weights of other implementations in, models of this package out. Whatever can be read off the shapes of the weights is;
+what is missing, left over or misshaped is an error that lists it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from .configuration_cts import CtsConfig, CtsPolicyConfig
+from .modeling_cts import CtsForSemanticSegmentation
+from .modeling_cts_policy import CtsPolicyModel
+
+
+# Our names to those of the original implementation (https://github.com/tue-mps/CTS, built on Segmenter and timm).
+_ORIGINAL_NAMES = (
+    (r"^cts\.embeddings\.cls_token", "encoder.cls_token"),
+    (r"^cts\.embeddings\.distillation_token", "encoder.dist_token"),
+    (r"^cts\.embeddings\.position_embeddings", "encoder.pos_embed"),
+    (r"^cts\.embeddings\.patch_embeddings\.projection\.", "encoder.patch_embed.proj."),
+    (r"^cts\.layers\.", "encoder.blocks."),
+    (r"^cts\.layernorm\.", "encoder.norm."),
+    (r"^cts\.policy\.", "policy_net."),
+    (r"^decode_head\.projection\.", "decoder.proj_dec."),
+    (r"^decode_head\.class_embeddings", "decoder.cls_emb"),
+    (r"^decode_head\.layers\.", "decoder.blocks."),
+    (r"^decode_head\.layernorm\.", "decoder.decoder_norm."),
+    (r"^decode_head\.patch_projection\.weight", "decoder.proj_patch"),
+    (r"^decode_head\.class_projection\.weight", "decoder.proj_classes"),
+    (r"^decode_head\.mask_norm\.", "decoder.mask_norm."),
+    (r"^decode_head\.classifier\.", "decoder.head."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.attention\.[qkv]_proj\.", ".attn.qkv."),
+)
+# The ImageNet classifiers that Segmenter's encoder and timm's EfficientNet carry along.
+_UNUSED_SEGMENTER_WEIGHTS = ("encoder.head.", "encoder.head_dist.")
+_UNUSED_TRUNK_WEIGHTS = ("conv_head.", "bn2.", "classifier.")
+_STRIDE_OF_NUM_STAGES = {3: 8, 5: 16, 7: 32}
+
+
+def convert_segmenter(
+    state_dict: Mapping[str, torch.Tensor],
+    *,
+    image_size: int | tuple[int, int],
+    patch_size: int = 16,
+    num_attention_heads: int | None = None,
+    token_reduction: float = 0.0,
+) -> CtsForSemanticSegmentation:
+    """
+    Makes a model of the weights of the original CTS, with or without its policy network, or of Segmenter.
+
+    Args:
+        state_dict (`Mapping[str, torch.Tensor]`):
+            Weights under their original names (`encoder.*`, `decoder.*`, `policy_net.*`), of any floating dtype.
+        image_size (`int` or `(height, width)`):
+            Size in pixels that the position embeddings are made for.
+        patch_size (`int`):
+            Side of a patch in pixels.
+        num_attention_heads (`int`, *optional*):
+            Heads of the encoder, which no shape tells; `hidden_size // 64` by default, as in every published model.
+        token_reduction (`float`):
+            Fraction of the tokens that the model removes unless a call says otherwise.
+
+    Returns:
+        [`CtsForSemanticSegmentation`]: In float32 and evaluation mode.
+
+    Raises:
+        ValueError: If weights are missing, left over or misshaped; all of them are listed.
+    """
+    state_dict = {name: value for name, value in state_dict.items() if not name.startswith(_UNUSED_SEGMENTER_WEIGHTS)}
+    config = _segmenter_config(state_dict, image_size, patch_size, num_attention_heads, token_reduction)
+    model = CtsForSemanticSegmentation(config)
+    _load(model, {name: _original_name(name) for name in model.state_dict()}, state_dict)
+    return model.eval()
+
+
+def convert_policy(
+    state_dict: Mapping[str, torch.Tensor],
+    *,
+    superpatch_size: int = 32,
+    output_stride: int | None = None,
+    batch_norm_eps: float = 1e-5,
+    tf_padding: bool = False,
+) -> CtsPolicyModel:
+    """
+    Makes a policy of the weights of the original policy network, or of timm's `efficientnet_lite0` or
+    `tf_efficientnet_lite0`. A trunk without classifier gets a new one, with random weights.
+
+    Args:
+        state_dict (`Mapping[str, torch.Tensor]`):
+            Either `backbone.*` and `head.*`, possibly behind `policy_net.`, or the trunk alone under timm's names.
+        superpatch_size (`int`):
+            Side of a superpatch in pixels.
+        output_stride (`int`, *optional*):
+            Stage of the trunk to read: 32, 16 or 8. The last one that there are weights for by default; weights of
+            later stages of a trunk without classifier are left out.
+        batch_norm_eps (`float`), tf_padding (`bool`):
+            1e-5 and `False` for PyTorch's weights; 1e-3 and `True` for TensorFlow's (`tf_efficientnet_lite0`).
+
+    Returns:
+        [`CtsPolicyModel`]: In float32 and evaluation mode.
+
+    Raises:
+        ValueError: If weights are missing, left over or misshaped; all of them are listed.
+    """
+    state_dict = {name.removeprefix("policy_net."): value for name, value in state_dict.items()}
+    is_trunk_only = not any(name.startswith(("backbone.", "head.")) for name in state_dict)
+    if is_trunk_only:
+        state_dict = {
+            f"backbone.{name}": value
+            for name, value in state_dict.items()
+            if not name.startswith(_UNUSED_TRUNK_WEIGHTS)
+        }
+    if output_stride is None:
+        output_stride = _output_stride(state_dict, "backbone.")
+    config = CtsPolicyConfig(
+        superpatch_size=superpatch_size,
+        output_stride=output_stride,
+        batch_norm_eps=batch_norm_eps,
+        tf_padding=tf_padding,
+        num_channels=_require(state_dict, "backbone.conv_stem.weight").shape[1],
+    )
+    model = CtsPolicyModel(config)
+    names = {name: name for name in model.state_dict()}
+    if is_trunk_only:
+        num_stages = len(model.backbone.blocks)
+        state_dict = {name: value for name, value in state_dict.items() if _stage(name) < num_stages}
+        names = {name: source for name, source in names.items() if not name.startswith("head.")}
+    _load(model, names, state_dict)
+    return model.eval()
+
+
+def _segmenter_config(
+    state_dict: Mapping[str, torch.Tensor],
+    image_size: int | tuple[int, int],
+    patch_size: int,
+    num_attention_heads: int | None,
+    token_reduction: float,
+) -> CtsConfig:
+    _, num_channels, kernel_size, _ = _require(state_dict, "encoder.patch_embed.proj.weight").shape
+    if kernel_size != patch_size:
+        raise ValueError(f"The weights are for patch_size={kernel_size}, got patch_size={patch_size}.")
+    intermediate_size, hidden_size = _require(state_dict, "encoder.blocks.0.mlp.fc1.weight").shape
+    is_linear = "decoder.head.weight" in state_dict
+    use_policy = any(name.startswith("policy_net.") for name in state_dict)
+    policy_config = None
+    if use_policy:
+        policy_config = {"output_stride": _output_stride(state_dict, "policy_net.backbone.")}
+    return CtsConfig(
+        image_size=image_size,
+        patch_size=patch_size,
+        num_channels=num_channels,
+        hidden_size=hidden_size,
+        num_hidden_layers=_count_blocks(state_dict, "encoder.blocks."),
+        num_attention_heads=num_attention_heads or max(1, hidden_size // 64),
+        intermediate_size=intermediate_size,
+        qkv_bias="encoder.blocks.0.attn.qkv.bias" in state_dict,
+        use_distillation_token="encoder.dist_token" in state_dict,
+        token_reduction=token_reduction,
+        use_policy=use_policy,
+        policy_config=policy_config,
+        decoder_type="linear" if is_linear else "mask_transformer",
+        decoder_num_hidden_layers=2 if is_linear else _count_blocks(state_dict, "decoder.blocks."),
+        num_labels=_require(state_dict, "decoder.head.weight" if is_linear else "decoder.mask_norm.weight").shape[0],
+    )
+
+
+def _require(state_dict: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    if name not in state_dict:
+        raise ValueError(
+            f"These are not the weights of the expected model: {name!r} is missing among {len(state_dict)} tensors "
+            f"({_some(sorted(state_dict))}). Pass the state dict itself, under its original names."
+        )
+    return state_dict[name]
+
+
+def _count_blocks(state_dict: Iterable[str], prefix: str) -> int:
+    numbers = {int(match[1]) for name in state_dict if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))}
+    return max(numbers, default=-1) + 1
+
+
+def _output_stride(state_dict: Iterable[str], prefix: str) -> int:
+    num_stages = _count_blocks(state_dict, f"{prefix}blocks.")
+    if num_stages not in _STRIDE_OF_NUM_STAGES:
+        raise ValueError(
+            f"An EfficientNet-Lite0 trunk has 7 stages, or 5 or 3 of them, got weights of {num_stages} under "
+            f"'{prefix}blocks.'."
+        )
+    return _STRIDE_OF_NUM_STAGES[num_stages]
+
+
+def _stage(name: str) -> int:
+    match = re.match(r"backbone\.blocks\.(\d+)\.", name)
+    return int(match[1]) if match else -1
+
+
+def _original_name(name: str) -> str:
+    for pattern, replacement in _ORIGINAL_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _from_original(name: str, value: torch.Tensor) -> torch.Tensor:
+    if match := re.search(r"\.attention\.([qkv])_proj\.", name):
+        return value.chunk(3)["qkv".index(match[1])]
+    if name.endswith("patch_embeddings.projection.weight"):
+        return value.flatten(1)  # a convolution whose stride is its kernel is a linear layer
+    if name.endswith(("patch_projection.weight", "class_projection.weight")):
+        return value.T  # the original multiplies from the left
+    return value
+
+
+@torch.no_grad()
+def _load(model: torch.nn.Module, sources: Mapping[str, str], state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Copies into each parameter and buffer of `model` the weight that `sources` names for it, or nothing at all."""
+    expected = model.state_dict()
+    # Older checkpoints do not count batches, and the count is not used.
+    sources = {
+        name: source
+        for name, source in sources.items()
+        if source in state_dict or not source.endswith(".num_batches_tracked")
+    }
+    converted = {
+        name: _from_original(name, state_dict[source]) for name, source in sources.items() if source in state_dict
+    }
+    misshaped = {
+        sources[name]: f"{sources[name]}: {tuple(value.shape)} where {tuple(expected[name].shape)} is expected"
+        for name, value in converted.items()
+        if value.shape != expected[name].shape
+    }
+    missing = sorted({source for source in sources.values() if source not in state_dict})
+    unexpected = sorted(set(state_dict) - set(sources.values()))
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshaped", list(misshaped.values())))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"The weights do not fit {type(model).__name__}. " + "; ".join(problems) + ".")
+    for name, value in converted.items():
+        expected[name].copy_(value)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+__all__ = ["convert_policy", "convert_segmenter"]

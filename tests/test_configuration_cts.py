@@ -1,0 +1,66 @@
+import pytest
+
+from cts_hf import CtsConfig, CtsPolicyConfig
+
+from .models import tiny_config
+
+
+def test_defaults_are_the_small_model_of_the_paper():
+    config = CtsConfig()
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (384, 12, 6)
+    assert config.policy_config.superpatch_size == 2 * config.patch_size
+    assert config.decoder_num_attention_heads == 6
+
+
+def test_round_trip(tmp_path):
+    labels = {0: "road", 1: "sky"}
+    config = tiny_config(token_reduction=0.4375, num_labels=2, id2label=labels)
+    config.save_pretrained(tmp_path)
+    loaded = CtsConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert isinstance(loaded.policy_config, CtsPolicyConfig)
+    assert loaded.policy_config.width_coefficient == 0.1
+    assert loaded.num_labels == 2
+
+
+def test_policy_config_follows_the_patch_size():
+    assert CtsConfig(patch_size=8, image_size=64).policy_config.superpatch_size == 16
+    assert (
+        CtsConfig(patch_size=8, image_size=64, policy_config={"output_stride": 16}).policy_config.output_stride == 16
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"token_reduction": 0.8}, r"token_reduction.*0\.75, got 0\.8"),
+        ({"token_reduction": -0.1}, r"token_reduction.*-0\.1"),
+        ({"hiden_size": 64}, r"no option 'hiden_size'.*hidden_size"),
+        ({"image_size": 100}, r"image_size.*16.*100"),
+        ({"image_size": [64, 64, 64]}, r"image_size.*64, 64, 64"),
+        ({"hidden_size": 100, "num_attention_heads": 3}, r"100.*num_attention_heads.*3"),
+        ({"decoder_type": "fcn"}, r"mask_transformer.*linear.*fcn"),
+        ({"policy_config": {"superpatch_size": 48}}, r"superpatch_size.*32.*48"),
+        ({"policy_config": {"output_strid": 16}}, r"no option 'output_strid'"),
+        ({"policy_loss_weight": -1}, r"policy_loss_weight.*-1"),
+        ({"drop_path_rate": 2}, r"drop_path_rate.*2"),
+        ({"num_hidden_layers": 0}, r"num_hidden_layers.*0"),
+    ],
+)
+def test_refusals_name_the_value(options, message):
+    with pytest.raises(ValueError, match=message):
+        CtsConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_stride": 4}, "8, 16 or 32, got 4"),
+        ({"superpatch_size": 15}, "15"),
+        ({"width_coefficient": 0}, "width_coefficient"),
+        ({"strid": 16}, "no option 'strid'"),
+    ],
+)
+def test_policy_refusals_name_the_value(options, message):
+    with pytest.raises(ValueError, match=message):
+        CtsPolicyConfig(**options)

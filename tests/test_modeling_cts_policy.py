@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from cts_hf import CtsPolicyConfig, CtsPolicyModel, superpatch_targets
+from cts_hf.conversion import convert_policy
+
+from .models import random_images, tiny_policy
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize("superpatch_size", [8, 16, 28, 32, 64])
+def test_output_is_on_the_superpatch_grid(superpatch_size, output_stride):
+    model = tiny_policy(superpatch_size=superpatch_size, output_stride=output_stride)
+    logits = model(random_images(2, 2 * superpatch_size + 5, 3 * superpatch_size - 1)).logits
+    assert logits.shape == (2, 2, 3, 3)
+
+
+def test_images_are_padded_with_zeros():
+    model = tiny_policy()
+    images = random_images(1, 40, 50)
+    padded = torch.zeros(1, 3, 48, 64)
+    padded[:, :, :40, :50] = images
+    torch.testing.assert_close(model(images).logits, model(padded).logits)
+
+
+def test_loss_ignores_and_trains():
+    model = tiny_policy().train()
+    images = random_images(4, 64, 64)
+    labels = torch.randint(0, 2, (4, 64, 64)) * (torch.arange(64) < 32)
+    targets = superpatch_targets(labels, 16)
+    targets[0] = 255
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(20):
+        loss = model(images, labels=targets).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    expected = torch.nn.functional.cross_entropy(model(images).logits, targets, ignore_index=255)
+    torch.testing.assert_close(model(images, labels=targets).loss, expected, rtol=0.2, atol=0.05)
+    assert model(images, labels=torch.full_like(targets, 255)).loss == 0
+
+
+def test_save_and_load(tmp_path):
+    model = tiny_policy(output_stride=16)
+    model.save_pretrained(tmp_path)
+    loaded = CtsPolicyModel.from_pretrained(tmp_path)
+    images = random_images()
+    assert torch.equal(model(images).logits, loaded(images).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "tf_padding", "eps"), [("efficientnet_lite0", False, 1e-5), ("tf_efficientnet_lite0", True, 1e-3)]
+)
+@torch.no_grad()
+def test_trunk_agrees_with_timm(name, tf_padding, eps):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    reference = timm.create_model(name, pretrained=False, features_only=True).eval()
+    for module in reference.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+            torch.nn.init.normal_(module.running_mean, std=0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    full = timm.create_model(name, pretrained=False)
+    full.load_state_dict(reference.state_dict(), strict=False)
+    images = random_images(2, 96, 128)
+    features = dict(zip((2, 4, 8, 16, 32), reference(images), strict=True))
+    for output_stride in (8, 16, 32):
+        model = convert_policy(
+            full.state_dict(), output_stride=output_stride, batch_norm_eps=eps, tf_padding=tf_padding
+        )
+        difference = (model.backbone(images) - features[output_stride]).abs().max().item()
+        print(f"{name} at output stride {output_stride}: {difference:.1e}")
+        assert difference <= 1e-4
+
+
+def test_published_size():
+    """EfficientNet-Lite0 without its classifier, and the classifier of superpatches."""
+    with torch.device("meta"):
+        model = CtsPolicyModel(CtsPolicyConfig())
+        half = CtsPolicyModel(CtsPolicyConfig(output_stride=16))
+    # 4 652 008 parameters are published; the last convolution and the classifier of ImageNet are not there.
+    published = 4_652_008 - (320 * 1280 + 2 * 1280) - (1280 * 1000 + 1000)
+    assert sum(parameter.numel() for parameter in model.backbone.parameters()) == published
+    assert half.num_parameters() < model.num_parameters() / 3
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.zeros(1, 4, 32, 32), None, r"num_channels.*\(1, 4, 32, 32\)"),
+        (torch.zeros(1, 3, 8, 32), None, "16 x 16 pixels, got 8 x 32"),
+        (torch.zeros(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.int64), r"\(1, 2, 2\).*\(1, 32, 32\)"),
+        (torch.zeros(1, 3, 32, 32), torch.full((1, 2, 2), 2), r"\[2\].*0 to 1"),
+    ],
+)
+def test_refusals_name_the_value(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_policy()(images, labels=labels)

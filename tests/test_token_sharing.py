@@ -1,0 +1,169 @@
+import pytest
+import torch
+
+from cts_hf import build_layout, num_shared_superpatches, share, superpatch_targets, unshare
+from cts_hf.token_sharing import build_padded_layout
+
+
+GRIDS = [(1, 1), (2, 3), (4, 4), (5, 7)]
+
+
+def random_scores(rows, columns, batch_size=3, seed=0):
+    return torch.randn(batch_size, rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def budgets(rows, columns):
+    return sorted({0, 1, rows * columns // 2, rows * columns})
+
+
+def patch_values(values_of_superpatches):
+    return values_of_superpatches.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
+
+
+@pytest.mark.parametrize(("rows", "columns"), GRIDS)
+def test_the_best_superpatches_share(rows, columns):
+    scores = random_scores(rows, columns)
+    for num_shared in budgets(rows, columns):
+        shared = build_layout(scores, num_shared).shared_superpatches
+        assert shared.shape == scores.shape
+        assert (shared.sum((1, 2)) == num_shared).all()
+        for image_scores, image_shared in zip(scores, shared, strict=True):
+            if 0 < num_shared < rows * columns:
+                assert image_scores[image_shared].min() > image_scores[~image_shared].max()
+
+
+@pytest.mark.parametrize(("rows", "columns"), GRIDS)
+def test_unsharing_undoes_sharing(rows, columns):
+    """A patch gets its own value back, or that of its superpatch where four patches share a token."""
+    scores = random_scores(rows, columns)
+    patches = torch.randn(3, 4 * rows * columns, 6)
+    superpatches = torch.randn(3, rows * columns, 6)
+    for num_shared in budgets(rows, columns):
+        layout = build_layout(scores, num_shared)
+        tokens = share(patches, superpatches, layout)
+        assert tokens.shape == (3, 4 * rows * columns - 3 * num_shared, 6)
+        restored = unshare(tokens, layout)
+        is_shared = patch_values(layout.shared_superpatches)[:, :, None]
+        of_superpatch = patch_values(torch.arange(rows * columns).view(1, rows, columns)).expand(3, -1)
+        expected = torch.where(is_shared, superpatches.gather(1, of_superpatch[:, :, None].expand(-1, -1, 6)), patches)
+        assert torch.equal(restored, expected)
+
+
+def test_without_sharing_tokens_are_patches():
+    patches = torch.randn(2, 24, 5)
+    layout = build_layout(random_scores(2, 3, batch_size=2), 0)
+    assert torch.equal(share(patches, torch.randn(2, 6, 5), layout), patches)
+    assert torch.equal(unshare(patches, layout), patches)
+
+
+def test_gradients_reach_the_values_of_the_tokens_only():
+    scores = random_scores(3, 4, batch_size=2)
+    patches = torch.randn(2, 48, 5, requires_grad=True)
+    superpatches = torch.randn(2, 12, 5, requires_grad=True)
+    layout = build_layout(scores, 5)
+    unshare(share(patches, superpatches, layout), layout).sum().backward()
+    is_shared = layout.shared_superpatches.flatten(1)[:, :, None].float()
+    patch_is_shared = patch_values(layout.shared_superpatches)[:, :, None].float()
+    assert torch.equal(superpatches.grad, 4 * is_shared.expand_as(superpatches))
+    assert torch.equal(patches.grad, (1 - patch_is_shared).expand_as(patches))
+
+
+def test_images_of_a_batch_are_independent():
+    scores = random_scores(4, 5, batch_size=4)
+    order = torch.tensor([2, 0, 3, 1])
+    layout, permuted = build_layout(scores, 7), build_layout(scores[order], 7)
+    for whole, part in zip(layout[:3], permuted[:3], strict=True):
+        assert torch.equal(whole[order], part)
+
+
+def test_equal_scores_are_shared_in_raster_order():
+    shared = build_layout(torch.zeros(1, 3, 4), 5).shared_superpatches.flatten()
+    assert shared.tolist() == [True] * 5 + [False] * 7
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64])
+def test_any_dtype(dtype):
+    scores = torch.arange(12).view(1, 3, 4).to(dtype)
+    layout = build_layout(scores, 4)
+    assert layout.shared_superpatches.flatten().tolist() == [False] * 8 + [True] * 4
+    values = torch.arange(48).view(1, 48, 1).to(dtype)
+    tokens = share(values, torch.zeros(1, 12, 1, dtype=dtype), layout)
+    assert tokens.dtype == unshare(tokens, layout).dtype == dtype
+
+
+def test_padded_layout_gives_each_image_the_tokens_it_gets_alone():
+    rows, columns = 4, 5
+    sizes = [(4, 5), (2, 5), (3, 2), (1, 1)]
+    scores = random_scores(rows, columns, batch_size=len(sizes))
+    mask = torch.zeros(scores.shape, dtype=torch.bool)
+    for index, (height, width) in enumerate(sizes):
+        mask[index, :height, :width] = True
+    patches = torch.randn(len(sizes), 2 * rows, 2 * columns, 3)
+    superpatches = torch.randn(len(sizes), rows, columns, 3)
+    for token_reduction in (0, 0.1, 0.3, 0.4375, 0.75):
+        layout = build_padded_layout(scores, token_reduction, mask)
+        tokens = share(patches.flatten(1, 2), superpatches.flatten(1, 2), layout)
+        restored = unshare(tokens, layout).view_as(patches)
+        for index, (height, width) in enumerate(sizes):
+            part = slice(index, index + 1)
+            num_shared = num_shared_superpatches(token_reduction, 4 * height * width)
+            alone = build_layout(scores[part, :height, :width], num_shared)
+            alone_tokens = share(
+                patches[part, : 2 * height, : 2 * width].flatten(1, 2),
+                superpatches[part, :height, :width].flatten(1, 2),
+                alone,
+            )
+            assert torch.equal(tokens[part][layout.token_mask[part]], alone_tokens[0])
+            expected = unshare(alone_tokens, alone).view(2 * height, 2 * width, 3)
+            assert torch.equal(restored[index, : 2 * height, : 2 * width], expected)
+
+
+@pytest.mark.parametrize(
+    ("token_reduction", "num_patches", "expected"),
+    [(309 / 1024, 1024, 103), (0.3, 900, 90), (0.3, 1600, 160), (0.4375, 2304, 336), (0, 64, 0), (0.75, 64, 16)],
+)
+def test_budgets_of_the_paper(token_reduction, num_patches, expected):
+    assert num_shared_superpatches(token_reduction, num_patches) == expected
+
+
+def brute_force_target(cell, on_border, ignore_index):
+    classes = set(cell.flatten().tolist())
+    if classes == {ignore_index} or len(classes) == 1:
+        return 1
+    if ignore_index in classes and len(classes) == 2:
+        return 255 if on_border else 0
+    return 0
+
+
+@pytest.mark.parametrize("ignore_index", [255, 0, -100])
+@pytest.mark.parametrize(("rows", "columns"), GRIDS)
+def test_superpatch_targets_by_brute_force(rows, columns, ignore_index):
+    generator = torch.Generator().manual_seed(rows * columns)
+    coarse = torch.randint(0, 3, (2, rows * 2, columns * 2), generator=generator)
+    coarse[coarse == 2] = ignore_index
+    labels = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)  # superpatches of 4 pixels, blocks of 2
+    targets = superpatch_targets(labels, 4, ignore_index)
+    assert targets.dtype == torch.int64
+    for image in range(2):
+        for row in range(rows):
+            for column in range(columns):
+                cell = labels[image, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+                on_border = row in (0, rows - 1) or column in (0, columns - 1)
+                assert targets[image, row, column] == brute_force_target(cell, on_border, ignore_index)
+
+
+def test_refusals_name_the_value():
+    scores = random_scores(2, 2)
+    with pytest.raises(ValueError, match=r"token_reduction.*0\.8"):
+        num_shared_superpatches(0.8, 64)
+    with pytest.raises(ValueError, match=r"between 0 and 4 superpatches, got 5"):
+        build_layout(scores, 5)
+    with pytest.raises(ValueError, match=r"\(3, 4\)"):
+        build_layout(scores.flatten(1), 1)
+    with pytest.raises(ValueError, match=r"\(1, 10, 8\)"):
+        superpatch_targets(torch.zeros(1, 10, 8, dtype=torch.int64), 4)
+    layout = build_layout(scores, 1)
+    with pytest.raises(ValueError, match="16 patches"):
+        share(torch.zeros(3, 12, 1), torch.zeros(3, 3, 1), layout)
+    with pytest.raises(ValueError, match="13 tokens, got 14"):
+        unshare(torch.zeros(3, 14, 1), layout)
