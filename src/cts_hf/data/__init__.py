@@ -1,0 +1,102 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Data sets for semantic segmentation, their training transforms and batches.
+
+Every reader gives the same `SegmentationData`; `load_segmentation_data` finds the reader.
+"""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cts_hf.data.ade20k import load_ade20k
+from cts_hf.data.base import IGNORE_INDEX, DataError, SegmentationData
+from cts_hf.data.cityscapes import load_cityscapes
+from cts_hf.data.folder import load_folder
+from cts_hf.data.hub import load_hub
+from cts_hf.data.pascal_context import load_pascal_context
+from cts_hf.data.scenes import SCENE_CLASSES, build_scenes, load_scenes
+from cts_hf.data.transforms import (
+    SquashTransform,
+    StreamingSamples,
+    TrainingSamples,
+    TrainTransform,
+    collate,
+)
+
+
+__all__ = [
+    "IGNORE_INDEX",
+    "SCENE_CLASSES",
+    "DataError",
+    "SegmentationData",
+    "SquashTransform",
+    "StreamingSamples",
+    "TrainTransform",
+    "TrainingSamples",
+    "build_scenes",
+    "collate",
+    "load_ade20k",
+    "load_cityscapes",
+    "load_folder",
+    "load_hub",
+    "load_pascal_context",
+    "load_scenes",
+    "load_segmentation_data",
+]
+
+BENCHMARKS = {"ade20k": load_ade20k, "cityscapes": load_cityscapes, "pascal_context": load_pascal_context}
+
+
+def load_segmentation_data(
+    name_or_path: str | Path, data_dir: str | Path | None = None, **options: Any
+) -> SegmentationData:
+    """
+    Opens a data set by name or place.
+
+    Args:
+        name_or_path: "scenes" (built in); "ade20k", "cityscapes" or "pascal_context" (official layout in `data_dir`);
+            a folder with `images` and `labels`; or whatever else `datasets.load_dataset` opens, such as a Hub id.
+        data_dir: where a benchmark lies; for benchmarks only.
+        options: of the reader: see `load_scenes`, `load_folder` and `load_hub`. The benchmarks have none.
+
+    Raises:
+        DataError: an option the reader does not have, a missing `data_dir`, or what the reader finds wrong.
+    """
+    name = str(name_or_path)
+    if name in BENCHMARKS:
+        if data_dir is None:
+            raise DataError(f"{name!r} needs data_dir, the folder that its official download was unpacked in.")
+        return _call(BENCHMARKS[name], options, data_dir)
+    if data_dir is not None:
+        raise DataError(
+            f"data_dir is for {', '.join(BENCHMARKS)}, not for {name!r}: give the folder itself as name_or_path."
+        )
+    if name == "scenes":
+        return _call(load_scenes, options)
+    path = Path(name_or_path)
+    if (path / "images").is_dir() or (path / "labels").is_dir():
+        return _call(load_folder, options, path)
+    if path.is_absolute() and not path.exists():
+        raise DataError(f"There is no folder {path}.")
+    return _call(load_hub, options, name)
+
+
+def _call(reader: Callable[..., SegmentationData], options: dict[str, Any], *args: Any) -> SegmentationData:
+    allowed = list(inspect.signature(reader).parameters)[len(args) :]
+    if unknown := sorted(options.keys() - set(allowed)):
+        raise DataError(f"{reader.__name__} has no options {unknown}; it has {allowed or 'none'}.")
+    return reader(*args, **options)

@@ -1,0 +1,204 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What every data set reader of this package returns, and how stored label ids become class ids."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, Value
+from PIL import Image as PILImage
+
+
+IGNORE_INDEX = 255
+UNKNOWN_ID = -1
+MAX_CLASSES = 255
+
+Palette = tuple[tuple[int, int, int], ...]
+
+
+class DataError(ValueError):
+    """A data set that cannot be trained on as it is; the message lists everything that is wrong with it."""
+
+
+class Pair(NamedTuple):
+    """One image file and its label file."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """
+    A semantic segmentation data set, the same whichever reader made it.
+
+    Attributes:
+        splits: by split name, data sets with the columns `image` (PIL, RGB), `label` (PIL "L" of the same size, class
+            ids in [0, num_classes) or 255 where nothing is to be learned or measured) and `name` (str). Files are
+            decoded when a row is read.
+        classes: name of every class, in the order of their ids.
+        palette: one (red, green, blue) of 0..255 for every class, or None where the data set has no colours.
+    """
+
+    splits: DatasetDict | IterableDatasetDict
+    classes: tuple[str, ...]
+    palette: Palette | None = None
+
+    def __post_init__(self):
+        if not 1 <= len(self.classes) <= MAX_CLASSES:
+            raise DataError(f"A data set needs 1 to {MAX_CLASSES} classes, this one has {len(self.classes)}.")
+        if self.palette is not None and len(self.palette) != len(self.classes):
+            raise DataError(f"{len(self.palette)} colours for {len(self.classes)} classes: give one colour a class.")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return dict(enumerate(self.classes))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.classes)}
+
+    @property
+    def train(self) -> Dataset | IterableDataset:
+        """The split called `train`."""
+        return self._first_split("train")
+
+    @property
+    def validation(self) -> Dataset | IterableDataset:
+        """The split called `val` or `validation`."""
+        return self._first_split("val", "validation")
+
+    def _first_split(self, *names: str) -> Dataset | IterableDataset:
+        for name in names:
+            if name in self.splits:
+                return self.splits[name]
+        raise DataError(
+            f"There is no split called {' or '.join(names)}: the data set has {', '.join(self.splits)}. "
+            "Rename one, or choose a split by name."
+        )
+
+
+def label_lookup(num_classes: int, ignore_index: int = IGNORE_INDEX, reduce_labels: bool = False) -> np.ndarray:
+    """
+    The table from the ids stored in label files to the ids this package works with.
+
+    Args:
+        num_classes: number of classes, 1 to 255.
+        ignore_index: stored id, 0 to 255, of pixels that are neither learned nor measured. 255 is always ignored too.
+        reduce_labels: whether stored ids count classes from 1 and 0 is ignored, as in ADE20K.
+
+    Returns:
+        (256,) int16: class id, 255 (ignored) or -1 (not an id of this data set).
+    """
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise DataError(f"num_classes is {num_classes}, it must be 1 to {MAX_CLASSES}: label files are 8-bit.")
+    if not 0 <= ignore_index <= 255:
+        raise DataError(f"ignore_index is {ignore_index}, it must be 0 to 255: label files are 8-bit.")
+    lookup = np.full(256, UNKNOWN_ID, dtype=np.int16)
+    first = 1 if reduce_labels else 0
+    lookup[first : first + num_classes] = np.arange(num_classes)
+    if reduce_labels:
+        lookup[0] = IGNORE_INDEX
+    lookup[ignore_index] = IGNORE_INDEX
+    lookup[255] = IGNORE_INDEX
+    return lookup
+
+
+def stored_ids(label: PILImage.Image) -> np.ndarray:
+    """The ids of a label picture, (H, W) of an integer type; a palette picture gives indices, not colours."""
+    ids = np.asarray(label)
+    if ids.ndim != 2 or ids.dtype.kind not in "bui":
+        raise DataError(f"the label picture has mode {label.mode}: it must have one channel that holds class ids")
+    return ids
+
+
+def unknown_ids(ids: np.ndarray, lookup: np.ndarray) -> list[int]:
+    """The ids among `ids` that `lookup` has no class for, sorted."""
+    present = np.unique(ids).astype(np.int64)
+    inside = present[(present >= 0) & (present < len(lookup))]
+    known = inside[lookup[inside] != UNKNOWN_ID]
+    return np.setdiff1d(present, known).tolist()
+
+
+class ExampleReader:
+    """
+    Turns decoded rows into the rows that `SegmentationData` promises; for `Dataset.with_transform`.
+
+    Args:
+        lookup: (256,) table of `label_lookup`.
+    """
+
+    def __init__(self, lookup: np.ndarray):
+        self.lookup = lookup
+
+    def __call__(self, rows: dict[str, list]) -> dict[str, list]:
+        if "label" not in rows:
+            return rows
+        names = rows.get("name", [f"row {index}" for index in range(len(rows["label"]))])
+        labels = [self._read_label(name, label) for name, label in zip(names, rows["label"], strict=True)]
+        for name, image, label in zip(names, rows.get("image", labels), labels, strict=True):
+            if image.size != label.size:
+                raise DataError(f"{name}: the image is {_by(image.size)} and its label is {_by(label.size)} pixels.")
+        return {**rows, "label": labels}
+
+    def _read_label(self, name: str, label: PILImage.Image) -> PILImage.Image:
+        try:
+            ids = stored_ids(label)
+        except DataError as error:
+            raise DataError(f"{name}: {error}.") from error
+        class_ids = self.lookup.take(ids, mode="clip")
+        if class_ids.min() == UNKNOWN_ID or ids.max() >= len(self.lookup):
+            unknown = unknown_ids(ids, self.lookup)
+            raise DataError(f"{name}: label ids {unknown} are no class of this data set. {allowed_ids(self.lookup)}")
+        return PILImage.fromarray(class_ids.astype(np.uint8))
+
+
+def allowed_ids(lookup: np.ndarray) -> str:
+    """A sentence that says which stored ids `lookup` knows."""
+    classes = np.flatnonzero((lookup != UNKNOWN_ID) & (lookup != IGNORE_INDEX))
+    ignored = np.flatnonzero(lookup == IGNORE_INDEX)
+    between = f"{classes.min()} to {classes.max()}" if len(classes) else "none"
+    return f"Classes are stored as {between}, ignored pixels as {', '.join(map(str, ignored))}."
+
+
+def dataset_of_pairs(pairs: list[Pair], lookup: np.ndarray) -> Dataset:
+    """A lazily decoded data set with the columns image, label and name."""
+    columns = {
+        "image": [str(pair.image.absolute()) for pair in pairs],
+        "label": [str(pair.label.absolute()) for pair in pairs],
+        "name": [pair.name for pair in pairs],
+    }
+    features = Features({"image": Image(mode="RGB"), "label": Image(), "name": Value("string")})
+    return Dataset.from_dict(columns, features=features).with_transform(ExampleReader(lookup))
+
+
+def parse_names(names: str) -> tuple[str, ...]:
+    """Names separated by commas, over any number of lines."""
+    return tuple(" ".join(name.split()) for name in names.split(","))
+
+
+def parse_palette(colours: str) -> Palette:
+    """Colours from hexadecimal `rrggbb` words separated by blanks."""
+    return tuple(tuple(bytes.fromhex(colour)) for colour in colours.split())
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,122 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Any folder `images/<split>` and `labels/<split>`."""
+
+from pathlib import Path
+
+import numpy as np
+from datasets import DatasetDict
+
+from cts_hf.data.base import IGNORE_INDEX, DataError, Pair, SegmentationData, dataset_of_pairs, label_lookup
+from cts_hf.data.checks import check_contents, id_problems, match_files, raise_problems
+
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+LABEL_SUFFIXES = frozenset({".png"})
+
+LAYOUT = """The layout of a folder data set is
+  images/<split>/NAME.jpg   any picture format; folders below <split> are allowed
+  labels/<split>/NAME.png   same size, one channel, the class id of every pixel
+  classes.txt               optional: one class name a line, line 1 is id 0
+with splits such as train, val and test."""
+
+ID_HINT = """If an id stands for pixels to ignore, pass it as ignore_index. If ids count classes from 1 and 0 is to be
+ignored, pass reduce_labels. """
+
+
+def load_folder(
+    data_dir: str | Path, ignore_index: int = IGNORE_INDEX, reduce_labels: bool = False
+) -> SegmentationData:
+    """
+    Reads a folder of images and label maps.
+
+    Every file is decoded once, so that whatever is wrong is known before training starts. Without `classes.txt` there
+    are as many classes as the highest id found, plus one.
+
+    Args:
+        data_dir: folder with `images/<split>/*` and `labels/<split>/*.png`, and `classes.txt` if there is one.
+        ignore_index: id in the label files of pixels that are neither learned nor measured; rows hold 255 there.
+            255 itself is always ignored.
+        reduce_labels: whether the label files count classes from 1 and 0 is ignored, as ADE20K's do.
+
+    Raises:
+        DataError: nothing found, or a list of every file without counterpart, unreadable file, pair of different
+            sizes, and label file with ids that have no class.
+    """
+    root = Path(data_dir)
+    splits, problems = _find_pairs(root)
+    contents, ids_of_files = check_contents([pair for pairs in splits.values() for pair in pairs])
+    problems += contents
+    classes = _read_classes(root / "classes.txt")
+    if classes is None:
+        classes = _count_classes(ids_of_files, ignore_index, reduce_labels)
+    lookup = label_lookup(len(classes), ignore_index, reduce_labels)
+    unknown_ids = id_problems(ids_of_files, lookup)
+    hint = ID_HINT if unknown_ids else ""
+    raise_problems(root, problems + unknown_ids, f"Correct or remove these files. {hint}{LAYOUT}")
+    data = DatasetDict({split: dataset_of_pairs(pairs, lookup) for split, pairs in splits.items()})
+    return SegmentationData(splits=data, classes=classes)
+
+
+def _find_pairs(root: Path) -> tuple[dict[str, list[Pair]], list[str]]:
+    kinds = {"images": IMAGE_SUFFIXES, "labels": LABEL_SUFFIXES}
+    names = {folder.name for kind in kinds for folder in (root / kind).glob("*/") if folder.is_dir()}
+    splits, problems = {}, []
+    for split in sorted(names):
+        found = []
+        for kind, suffixes in kinds.items():
+            files, twins = _files_by_name(root / kind / split, suffixes)
+            found.append(files)
+            problems += twins
+        pairs, lonely = match_files(*found)
+        problems += lonely
+        if pairs:
+            splits[split] = pairs
+    if not splits and not problems:
+        raise DataError(f"No images and labels were found in {root}. {LAYOUT}")
+    return splits, problems
+
+
+def _files_by_name(folder: Path, suffixes: frozenset[str]) -> tuple[dict[str, Path], list[str]]:
+    files, twins = {}, []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in files:
+            twins.append(f"{path}: has the same name as {files[name]}")
+        files[name] = path
+    return files, twins
+
+
+def _read_classes(path: Path) -> tuple[str, ...] | None:
+    if not path.exists():
+        return None
+    classes = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+    blank = [number for number, name in enumerate(classes, start=1) if not name]
+    twice = sorted({name for name in classes if name and classes.count(name) > 1})
+    if not classes or blank or twice:
+        raise DataError(
+            f"{path} must hold one class name a line, each one once: {len(classes)} lines, "
+            f"empty lines {blank or 'none'}, repeated names {twice or 'none'}."
+        )
+    return tuple(classes)
+
+
+def _count_classes(ids_of_files: dict[Path, np.ndarray], ignore_index: int, reduce_labels: bool) -> tuple[str, ...]:
+    ids = np.unique(np.concatenate([np.empty(0, np.int64), *ids_of_files.values()])).astype(np.int64)
+    # Ids that do not fit 8 bits stay out of the count, so that they are reported with the file that holds them.
+    ids = ids[(ids != ignore_index) & (ids < IGNORE_INDEX)]
+    count = (int(ids.max()) if len(ids) else 0) + (0 if reduce_labels else 1)
+    return tuple(f"class_{index}" for index in range(max(count, 1)))

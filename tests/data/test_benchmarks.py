@@ -1,0 +1,148 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import numpy as np
+import pytest
+
+from cts_hf.data import DataError, load_segmentation_data
+from cts_hf.data.ade20k import ADE20K_CLASSES
+from cts_hf.data.cityscapes import CITYSCAPES_CLASSES
+from cts_hf.data.pascal_context import PASCAL_CONTEXT_CLASSES
+
+from .trees import label_ids, write_image, write_label
+
+
+@pytest.fixture
+def ade20k(tmp_path):
+    root = tmp_path / "ADEChallengeData2016"
+    for folder, name in (("training", "ADE_train_00000001"), ("validation", "ADE_val_00000001")):
+        write_image(root / f"images/{folder}/{name}.jpg")
+        write_label(root / f"annotations/{folder}/{name}.png", [0, 1, 150])
+    return tmp_path
+
+
+@pytest.fixture
+def cityscapes(tmp_path):
+    for split in ("train", "val", "test"):
+        name = f"{split}/aachen/aachen_000000_000019"
+        write_image(tmp_path / f"leftImg8bit/{name}_leftImg8bit.png")
+        write_label(tmp_path / f"gtFine/{name}_gtFine_labelIds.png", np.arange(34))
+        write_image(tmp_path / f"gtFine/{name}_gtFine_color.png", mode="RGBA")
+    return tmp_path
+
+
+@pytest.fixture
+def pascal_context(tmp_path):
+    root = tmp_path / "VOCdevkit/VOC2010"
+    (root / "ImageSets/SegmentationContext").mkdir(parents=True)
+    write_image(root / "JPEGImages/2007_000001.jpg")
+    for split, name in (("train", "2008_000002"), ("val", "2008_000003")):
+        (root / f"ImageSets/SegmentationContext/{split}.txt").write_text(f"{name}\n")
+        write_image(root / f"JPEGImages/{name}.jpg")
+        write_label(root / f"SegmentationClassContext/{name}.png", [0, 1, 59])
+    return tmp_path
+
+
+def test_class_lists():
+    for classes, count, some in (
+        (ADE20K_CLASSES, 150, {0: "wall", 1: "building", 20: "car", 91: "dirt track", 149: "flag"}),
+        (CITYSCAPES_CLASSES, 19, {0: "road", 11: "person", 18: "bicycle"}),
+        (PASCAL_CONTEXT_CLASSES, 60, {0: "background", 1: "aeroplane", 37: "person", 59: "wood"}),
+    ):
+        assert len(set(classes)) == len(classes) == count
+        assert {index: classes[index] for index in some} == some
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "pascal_context"])
+def test_splits_classes_and_colours(name, request):
+    data = load_segmentation_data(name, request.getfixturevalue(name))
+    assert list(data.splits) == ["train", "val"]
+    assert len(data.train) == len(data.validation) == 1
+    assert len(set(data.palette)) >= data.num_classes - 1
+    assert data.train[0]["image"].mode == "RGB"
+
+
+def test_ade20k_counts_from_one(ade20k):
+    for root in (ade20k, ade20k / "ADEChallengeData2016"):
+        row = load_segmentation_data("ade20k", root).train[0]
+        assert label_ids(row) == [0, 149, 255]
+        assert row["name"] == "ADE_train_00000001"
+
+
+def test_cityscapes_label_ids_become_train_ids(cityscapes):
+    label = np.asarray(load_segmentation_data("cityscapes", cityscapes).train[0]["label"]).ravel()[:34]
+    evaluated = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    assert label[evaluated].tolist() == list(range(19))
+    assert set(np.delete(label, evaluated).tolist()) == {255}
+
+
+def test_cityscapes_train_ids_are_read_where_there_are_no_label_ids(cityscapes):
+    for path in list(cityscapes.rglob("*_labelIds.png")):
+        write_label(path.with_name(path.name.replace("labelIds", "labelTrainIds")), [0, 18, 255])
+        path.unlink()
+    assert label_ids(load_segmentation_data("cityscapes", cityscapes).validation[0]) == [0, 18, 255]
+
+
+def test_pascal_context_keeps_background_and_reads_listed_images_only(pascal_context):
+    data = load_segmentation_data("pascal_context", pascal_context / "VOCdevkit")
+    assert data.train["name"][:] == ["2008_000002"]
+    assert label_ids(data.train[0]) == [0, 1, 59]
+
+
+def test_ids_that_are_no_class_are_named_when_a_row_is_read(pascal_context):
+    write_label(pascal_context / "VOCdevkit/VOC2010/SegmentationClassContext/2008_000002.png", [0, 60, 77])
+    data = load_segmentation_data("pascal_context", pascal_context)
+    with pytest.raises(DataError, match=r"2008_000002: label ids \[60, 77\] .* 0 to 59"):
+        data.train[0]
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "pascal_context"])
+def test_every_problem_is_listed_at_once(name, request):
+    root = request.getfixturevalue(name)
+    images = sorted(path for path in root.rglob("*") if path.suffix == ".jpg" or "leftImg8bit.png" in path.name)
+    train, val = (next(path for path in images if word in str(path)) for word in _SPLIT_WORDS[name])
+    write_image(train, size=(13, 8))
+    val.unlink()
+    with pytest.raises(DataError) as error:
+        load_segmentation_data(name, root)
+    message = str(error.value)
+    assert "2 problems" in message
+    assert f"{train}: is 13x8" in message
+    assert val.name.split(".")[0].removesuffix("_leftImg8bit") in message
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "pascal_context"])
+def test_a_wrong_folder_is_told_the_layout(name, tmp_path):
+    with pytest.raises(DataError, match="The layout of"):
+        load_segmentation_data(name, tmp_path)
+
+
+def test_a_benchmark_needs_its_folder(tmp_path):
+    with pytest.raises(DataError, match="'ade20k' needs data_dir"):
+        load_segmentation_data("ade20k")
+    with pytest.raises(DataError, match="data_dir is for ade20k"):
+        load_segmentation_data("scenes", tmp_path)
+
+
+def test_unknown_options_are_refused(ade20k):
+    with pytest.raises(DataError, match=r"load_scenes has no options \['images'\]; it has .*image_size"):
+        load_segmentation_data("scenes", images=3)
+    with pytest.raises(DataError, match=r"load_ade20k has no options \['ignore_index'\]; it has none"):
+        load_segmentation_data("ade20k", ade20k, ignore_index=3)
+
+
+_SPLIT_WORDS = {
+    "ade20k": ("training", "validation"),
+    "cityscapes": ("train", "val"),
+    "pascal_context": ("2008_000002", "2008_000003"),
+}

@@ -1,0 +1,145 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import numpy as np
+import pytest
+from PIL import Image
+
+from cts_hf.data import DataError, load_folder, load_segmentation_data
+
+from .trees import label_ids, write_image, write_label
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split, names in {"train": ("a", "deep/b"), "val": ("c",)}.items():
+        for name in names:
+            write_image(tmp_path / f"images/{split}/{name}.jpg")
+            write_label(tmp_path / f"labels/{split}/{name}.png", [0, 1, 2, 7])
+    (tmp_path / "classes.txt").write_text("sky\nroad\ngreen car\n")
+    return tmp_path
+
+
+def test_rows_hold_rgb_images_and_class_ids(folder):
+    data = load_folder(folder, ignore_index=7)
+    assert data.classes == ("sky", "road", "green car")
+    assert data.label2id["green car"] == 2
+    assert data.train["name"][:] == ["a", "deep/b"]
+    row = data.validation[0]
+    assert row["image"].mode == "RGB"
+    assert row["label"].mode == "L"
+    assert row["image"].size == row["label"].size == (12, 8)
+    assert label_ids(row) == [0, 1, 2, 255]
+
+
+def test_the_factory_recognises_a_folder(folder):
+    assert load_segmentation_data(str(folder), ignore_index=7).classes == load_folder(folder, ignore_index=7).classes
+
+
+def test_classes_are_counted_without_a_list_of_them(folder):
+    (folder / "classes.txt").unlink()
+    assert load_folder(folder).num_classes == 8
+    assert load_folder(folder, ignore_index=7).num_classes == 3
+    reduced = load_folder(folder, reduce_labels=True)
+    assert reduced.num_classes == 7
+    assert label_ids(reduced.train[0]) == [0, 1, 6, 255]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_images_of_any_mode_become_rgb(folder, mode):
+    (folder / "images/train/a.jpg").unlink()
+    write_image(folder / "images/train/a.png", mode=mode)
+    assert load_folder(folder, ignore_index=7).train[0]["image"].mode == "RGB"
+
+
+def test_rotated_photos_fit_their_upright_labels(folder):
+    photo = Image.new("RGB", (8, 12))
+    exif = photo.getexif()
+    exif[0x0112] = 6
+    photo.save(folder / "images/train/a.jpg", exif=exif)
+    assert load_folder(folder, ignore_index=7).train[0]["image"].size == (12, 8)
+
+
+def test_palette_labels_are_read_as_indices(folder):
+    label = Image.fromarray(np.resize(np.array([0, 2], np.uint8), (8, 12)), mode="P")
+    label.putpalette([200, 10, 10, 0, 0, 0, 10, 200, 10])
+    label.save(folder / "labels/val/c.png")
+    assert label_ids(load_folder(folder, ignore_index=7).validation[0]) == [0, 2]
+
+
+def test_every_problem_is_listed_at_once(folder):
+    write_image(folder / "images/train/no_label.jpg")
+    write_label(folder / "labels/val/no_image.png", [0])
+    write_image(folder / "images/train/large.jpg", size=(13, 8))
+    write_label(folder / "labels/train/large.png", [0])
+    write_image(folder / "images/train/ids.jpg")
+    write_label(folder / "labels/train/ids.png", [0, 3, 9])
+    write_image(folder / "images/train/twice.jpg")
+    write_image(folder / "images/train/twice.png")
+    write_label(folder / "labels/train/twice.png", [0])
+    write_image(folder / "images/train/colour.jpg")
+    write_image(folder / "labels/train/colour.png")
+    write_image(folder / "images/train/torn.jpg", size=(64, 64))
+    torn = folder / "images/train/torn.jpg"
+    torn.write_bytes(torn.read_bytes()[:-40])
+    write_label(folder / "labels/train/torn.png", [0], size=(64, 64))
+    write_image(folder / "images/train/text.jpg")
+    (folder / "labels/train/text.png").write_text("no picture")
+    with pytest.raises(DataError) as error:
+        load_folder(folder, ignore_index=7)
+    message = str(error.value)
+    assert "8 problems" in message
+    for problem in (
+        "no_label.jpg: no label file",
+        "no_image.png: no image file",
+        "large.png is 12x8 pixels",
+        "ids.png: label ids [3, 9]",
+        "twice.png: has the same name",
+        "colour.png: the label picture has mode RGB",
+        "torn.jpg: cannot be read",
+        "text.png: cannot be read",
+    ):
+        assert problem in message
+
+
+def test_an_id_that_should_be_ignored_is_explained(folder):
+    with pytest.raises(DataError, match="pass it as ignore_index"):
+        load_folder(folder)
+
+
+def test_an_empty_folder_is_told_the_layout(tmp_path):
+    with pytest.raises(DataError, match=r"images/<split>/NAME\.jpg"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "sky\n\nroad\n", "sky\nsky\nroad\n"])
+def test_a_bad_list_of_classes_is_refused(folder, text):
+    (folder / "classes.txt").write_text(text)
+    with pytest.raises(DataError, match="one class name a line"):
+        load_folder(folder)
+
+
+def test_ignore_index_must_fit_a_label_file(folder):
+    with pytest.raises(DataError, match="ignore_index is -1, it must be 0 to 255"):
+        load_folder(folder, ignore_index=-1)
+
+
+def test_a_missing_split_is_named(folder):
+    with pytest.raises(DataError, match="no split called train"):
+        _ = _without_train(folder).train
+
+
+def _without_train(folder):
+    for kind in ("images", "labels"):
+        (folder / kind / "train").rename(folder / kind / "training")
+    return load_folder(folder, ignore_index=7)
