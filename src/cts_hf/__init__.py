@@ -13,9 +13,11 @@
 # limitations under the License.
 """Content-aware Token Sharing (CTS) for semantic segmentation with Vision Transformers."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
 from .configuration_cts import CtsConfig, CtsPolicyConfig
+from .image_processing_cts import CtsImageProcessor
+from .image_processing_pil_cts import CtsImageProcessorPil
 from .modeling_cts import (
     CtsForSemanticSegmentation,
     CtsModel,
@@ -39,10 +41,17 @@ AutoConfig.register(CtsPolicyConfig.model_type, CtsPolicyConfig, exist_ok=True)
 AutoModel.register(CtsConfig, CtsModel, exist_ok=True)
 AutoModel.register(CtsPolicyConfig, CtsPolicyModel, exist_ok=True)
 AutoModelForSemanticSegmentation.register(CtsConfig, CtsForSemanticSegmentation, exist_ok=True)
+AutoImageProcessor.register(
+    CtsConfig,
+    image_processor_classes={"torchvision": CtsImageProcessor, "pil": CtsImageProcessorPil},
+    exist_ok=True,
+)
 
 __all__ = [
     "CtsConfig",
     "CtsForSemanticSegmentation",
+    "CtsImageProcessor",
+    "CtsImageProcessorPil",
     "CtsModel",
     "CtsModelOutput",
     "CtsPolicyConfig",
@@ -61,6 +70,8 @@ __all__ = [
 # `save_pretrained` then puts the code beside the weights, for those who load a checkpoint without this package.
 CtsConfig.register_for_auto_class()
 CtsPolicyConfig.register_for_auto_class()
+CtsImageProcessor.register_for_auto_class()
+CtsImageProcessorPil.register_for_auto_class()
 CtsModel.register_for_auto_class("AutoModel")
 CtsPolicyModel.register_for_auto_class("AutoModel")
 CtsForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")

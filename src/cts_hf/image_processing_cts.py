@@ -1,0 +1,37 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Image processing for CTS with torchvision."""
+
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.processing_utils import Unpack
+from transformers.utils import requires_backends
+
+from .image_processing_pil_cts import CtsImageProcessingMixin, CtsImageProcessorKwargs
+
+
+class CtsImageProcessor(CtsImageProcessingMixin, TorchvisionBackend):
+    """
+    Constructs a CTS image processor that works with torchvision, on any device.
+
+    Resizes images (by default to a shortest edge of 512 pixels, keeping the aspect ratio), scales them to [-1, 1],
+    pads those of a batch to one size, and does the same with label maps. The options are those of
+    [`CtsImageProcessorKwargs`] and of all image processors; each can also be given per call.
+    """
+
+    def __init__(self, **kwargs: Unpack[CtsImageProcessorKwargs]):
+        requires_backends(self, ["torchvision"])
+        super().__init__(**kwargs)
+
+
+__all__ = ["CtsImageProcessor"]

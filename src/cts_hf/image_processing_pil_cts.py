@@ -1,0 +1,352 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Image processing for CTS without torchvision, and all that it shares with the torchvision version."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType
+
+
+if TYPE_CHECKING:
+    # Not used, but what a file imports relatively is saved with it: a checkpoint needs the code of both backends.
+    from .image_processing_cts import CtsImageProcessor  # noqa: F401
+
+# Where AutoImageProcessor finds each backend in the code saved beside a checkpoint.
+_AUTO_MAP = {
+    "torchvision": "image_processing_cts.CtsImageProcessor",
+    "pil": "image_processing_pil_cts.CtsImageProcessorPil",
+}
+
+IGNORE_INDEX = 255  # label of pixels that belong to no class, and of padding
+
+
+def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """
+    Class of each pixel: bilinearly upsampled logits' argmax, without ever holding the upsampled logits of all classes.
+
+    Gives exactly the map that `F.interpolate(logits[None].contiguous(), size, mode="bilinear",
+    align_corners=False)[0].argmax(0)` gives, ties included, in the memory of a few classes and in less time.
+
+    Args:
+        logits (`torch.Tensor` of shape `(num_labels, height, width)`): scores of floating-point type.
+        size (`tuple[int, int]`): height and width of the map, in pixels.
+
+    Returns:
+        `torch.LongTensor` of shape `size`, class ids in `[0, num_labels)`.
+    """
+    num_labels, num_pixels = logits.shape[0], size[0] * size[1]
+    # 8 classes of a large map stay in the processor's cache between interpolation and maximum. Small maps take more
+    # at a time, in whole vectors, because PyTorch interpolates them with one vector of classes per pixel.
+    chunk_size = max(8, 2**20 // num_pixels // 64 * 64)
+    if not logits.isfinite().all():
+        chunk_size = num_labels  # NaN would win over every class, but not in the comparison below
+
+    segmentation = best = None
+    for start in range(0, num_labels, chunk_size):
+        scores, classes = upsample(logits[start : start + chunk_size], size).max(dim=0)  # (height, width)
+        classes += start
+        if best is None:
+            segmentation, best = classes, scores
+        else:
+            # Strictly better, so that the first of equal classes stays, as in argmax.
+            segmentation = torch.where(scores > best, classes, segmentation)
+            best = torch.maximum(best, scores)
+    return segmentation
+
+
+def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """
+    Bilinear interpolation (align_corners=False) of the logits of one image.
+
+    Args:
+        logits (`torch.Tensor` of shape `(num_labels, height, width)`): scores of floating-point type.
+        size (`tuple[int, int]`): height and width of the result, in pixels.
+
+    Returns:
+        `torch.Tensor` of shape `(num_labels, *size)`.
+    """
+    # Channels-last logits, which token decoders give, would be rounded differently depending on their strides.
+    return F.interpolate(logits[None].contiguous(), size=size, mode="bilinear", align_corners=False)[0]
+
+
+def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """
+    Nearest-neighbour resizing of label maps of any integer type; the neighbours are those of Pillow's NEAREST.
+
+    Args:
+        labels (`torch.Tensor` of shape `(..., height, width)`): class ids.
+        size (`tuple[int, int]`): height and width of the result, in pixels.
+
+    Returns:
+        `torch.Tensor` of shape `(..., *size)`, with no id that `labels` does not have.
+    """
+    # Integer arithmetic of floor((i + 0.5) * old / new): Pillow itself would cut ids down to 8 bits.
+    rows, columns = (
+        (2 * torch.arange(new, device=labels.device) + 1) * old // (2 * new)
+        for old, new in zip(labels.shape[-2:], size, strict=True)
+    )
+    return labels[..., rows[:, None], columns]
+
+
+def reduce_labels(labels: torch.Tensor) -> torch.Tensor:
+    """
+    Class ids that start at 1 made to start at 0: 0 becomes the ignore index 255, which itself stays.
+
+    Args:
+        labels (`torch.LongTensor` of any shape): class ids.
+
+    Returns:
+        `torch.LongTensor` of the same shape.
+    """
+    ignored = (labels == 0) | (labels == IGNORE_INDEX)
+    return torch.where(ignored, IGNORE_INDEX, labels - 1)
+
+
+class CtsImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    do_reduce_labels (`bool`, *optional*, defaults to `False`):
+        Whether to subtract 1 from all labels of the segmentation maps, for data sets that use 0 for pixels of no
+        class (e.g. ADE20K). 0 becomes 255, and 255 stays.
+    """
+
+    do_reduce_labels: bool | None
+
+
+class CtsImageProcessingMixin:
+    """What the two backends' image processors share: defaults, label maps, padding and post-processing."""
+
+    valid_kwargs = CtsImageProcessorKwargs
+    model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012 - a class attribute in transformers as well
+
+    do_convert_rgb = True
+    do_resize = True
+    size = {"shortest_edge": 512}  # noqa: RUF012
+    default_to_square = False
+    resample = PILImageResampling.BILINEAR
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = (0.5, 0.5, 0.5)
+    image_std = (0.5, 0.5, 0.5)
+    do_pad = True
+    do_reduce_labels = False
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        **kwargs: Unpack[CtsImageProcessorKwargs],
+    ) -> BatchFeature:
+        """
+        Images, and their label maps if given, to what the model takes.
+
+        Images of different sizes are padded on the right and at the bottom to the largest height and width of the
+        batch (or to `pad_size`), unless `do_pad=False`: then a list stays a list.
+
+        Args:
+            images (`ImageInput`): an image or a list of them, as PIL images, arrays, tensors, paths or addresses.
+            segmentation_maps (`ImageInput`, *optional*): for each image a map of integer class ids of its size. Paths
+                are no use here, because they are opened as RGB.
+            kwargs: any of the processor's options, for this call.
+
+        Returns:
+            `BatchFeature` with
+            - **pixel_values**: float32 `(batch_size, num_channels, height, width)`, 0 where padded.
+            - **labels**: int64 `(batch_size, height, width)`, 255 where padded; only with `segmentation_maps`.
+            - **pixel_mask**: int64 `(batch_size, height, width)`, 1 on the image and 0 on padding; only where at least
+              one image was padded.
+
+        Raises:
+            `ValueError`: for segmentation maps that do not fit the images, and for options without a meaning here.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def _validate_preprocess_kwargs(self, size: SizeDict | None = None, do_center_crop: bool | None = None, **kwargs):
+        if do_center_crop:
+            raise ValueError(
+                "do_center_crop=True is not supported: the segmentation is that of the whole image. Crop the images "
+                "and their segmentation maps before they are passed."
+            )
+        if size is not None and any(length < 1 for _, length in size):
+            raise ValueError(f"size must hold lengths of 1 pixel or more, got size={dict(size)}. Correct it.")
+        super()._validate_preprocess_kwargs(size=size, do_center_crop=do_center_crop, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None,
+        do_convert_rgb: bool | None,
+        input_data_format: str | ChannelDimension | None,
+        return_tensors: str | TensorType | None,
+        do_reduce_labels: bool | None,
+        do_pad: bool | None,
+        pad_size: SizeDict | None,
+        device: "str | torch.device | None" = None,
+        **kwargs,
+    ) -> BatchFeature:
+        images = self._prepare_image_like_inputs(
+            images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
+        )  # each (num_channels, height, width)
+        if segmentation_maps is not None:
+            segmentation_maps = self._prepare_image_like_inputs(
+                segmentation_maps, expected_ndims=2, input_data_format=ChannelDimension.FIRST, device=device
+            )  # each (1, height, width)
+            _check_segmentation_maps(images, segmentation_maps)
+
+        pixel_values = self._preprocess(
+            images, do_pad=False, pad_size=None, return_tensors=None, **kwargs
+        ).pixel_values
+        sizes = [tuple(image.shape[-2:]) for image in pixel_values]
+        data = {"pixel_values": pixel_values}
+        if segmentation_maps is not None:
+            data["labels"] = [
+                self._prepare_labels(segmentation_map, size, do_reduce_labels)
+                for segmentation_map, size in zip(segmentation_maps, sizes, strict=True)
+            ]
+
+        padded_size = (pad_size.height, pad_size.width) if pad_size else tuple(map(max, zip(*sizes, strict=True)))
+        if do_pad and any(size != padded_size for size in sizes):
+            data["pixel_values"], data["pixel_mask"] = self.pad(pixel_values, pad_size, return_mask=True)
+            if segmentation_maps is not None:
+                data["labels"] = self.pad(data["labels"], pad_size, fill_value=IGNORE_INDEX)
+        if segmentation_maps is not None:
+            data["labels"] = [labels[0] for labels in data["labels"]]
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _prepare_labels(self, segmentation_map, size: tuple[int, int], do_reduce_labels: bool | None) -> torch.Tensor:
+        """Segmentation map `(1, height, width)`, array or tensor, to int64 labels `(1, *size)`."""
+        labels = torch.as_tensor(segmentation_map).to(torch.int64)
+        if do_reduce_labels:
+            labels = reduce_labels(labels)
+        return resize_labels(labels, size)
+
+    def to_dict(self) -> dict:
+        output = super().to_dict()
+        if "auto_map" in output:
+            # `save_pretrained` has recorded the backend that saves; the one that loads may be the other.
+            output["auto_map"] = {"AutoImageProcessor": dict(_AUTO_MAP)}
+        return output
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs,
+        target_sizes: "list[tuple[int, int]] | torch.Tensor | None" = None,
+        return_segmentation_scores: bool = False,
+    ) -> "list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]":
+        """
+        The model's output to one segmentation map per image.
+
+        Args:
+            outputs ([`CtsSemanticSegmenterOutput`]):
+                Anything with `logits` of shape `(batch_size, num_labels, height, width)`. Where it also has
+                `logits_sizes`, int64 of shape `(batch_size, 2)`, only so many rows and columns of an image's logits
+                are used: the others lie on padding.
+            target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
+                Height and width of each map, in pixels: those of the image before preprocessing. If unset, maps have
+                the size of the logits.
+            return_segmentation_scores (`bool`, *optional*, defaults to `False`):
+                Whether to return the scores of all classes as well, which takes more time and memory.
+
+        Returns:
+            `list[torch.LongTensor]` of length `batch_size`, each `(height, width)` with class ids; or, with scores, a
+            list of [`SemanticSegmentationPostProcessorOutput`] with the fields `segmentation` (the same map) and
+            `segmentation_scores` (logits at the size of the map, `(num_labels, height, width)`).
+
+        Raises:
+            `ValueError`: if there is not one target size of two positive integers per image.
+        """
+        batch_logits = outputs.logits
+        if target_sizes is not None:
+            target_sizes = _check_target_sizes(target_sizes, len(batch_logits))
+        logits_sizes = getattr(outputs, "logits_sizes", None)
+        logits_sizes = [None] * len(batch_logits) if logits_sizes is None else logits_sizes.tolist()
+
+        results = []
+        for i, (logits, logits_size) in enumerate(zip(batch_logits, logits_sizes, strict=True)):
+            if logits_size is not None:
+                logits = logits[:, : logits_size[0], : logits_size[1]]
+            if not return_segmentation_scores:
+                results.append(logits.argmax(0) if target_sizes is None else upsampled_argmax(logits, target_sizes[i]))
+                continue
+            scores = logits if target_sizes is None else upsample(logits, target_sizes[i])
+            data = {"segmentation": scores.argmax(0), "segmentation_scores": scores}
+            results.append(SemanticSegmentationPostProcessorOutput(data=data))
+        return results
+
+
+def _check_segmentation_maps(images: list, segmentation_maps: list) -> None:
+    """Refuses maps (arrays or tensors, channels first) that are not one of integers for each image, of its size."""
+    if len(images) != len(segmentation_maps):
+        raise ValueError(
+            f"Got {len(images)} images and {len(segmentation_maps)} segmentation maps. Pass one map for each image."
+        )
+    for i, (image, segmentation_map) in enumerate(zip(images, segmentation_maps, strict=True)):
+        if segmentation_map.shape[0] != 1:
+            raise ValueError(
+                f"Segmentation map {i} has the shape {tuple(segmentation_map.shape)} (channels first), but a map has "
+                "one class id per pixel, shape (height, width). Open it without converting it to RGB, or turn its "
+                "colours into class ids."
+            )
+        if "float" in str(segmentation_map.dtype):
+            raise ValueError(
+                f"Segmentation map {i} has the type {segmentation_map.dtype}, but class ids are integers. Convert it, "
+                "for example with `.astype('int64')`."
+            )
+        if image.shape[-2:] != segmentation_map.shape[-2:]:
+            raise ValueError(
+                f"Image {i} has (height, width) = {tuple(image.shape[-2:])}, its segmentation map "
+                f"{tuple(segmentation_map.shape[-2:])}. They must be equal: check that the two belong together."
+            )
+
+
+def _check_target_sizes(target_sizes, batch_size: int) -> list[tuple[int, int]]:
+    """Target sizes, a list or a tensor, as a list of pairs of int; refuses what is not one per image."""
+    if isinstance(target_sizes, torch.Tensor):
+        target_sizes = target_sizes.tolist()
+    if len(target_sizes) != batch_size:
+        raise ValueError(
+            f"Got {len(target_sizes)} target_sizes for the logits of {batch_size} images. Pass one (height, width) "
+            "for each image."
+        )
+    for size in target_sizes:
+        if len(size) != 2 or any(length != int(length) or length < 1 for length in size):
+            raise ValueError(
+                f"target_sizes must be (height, width) in whole pixels, 1 or more each, got {tuple(size)}. Pass the "
+                "sizes of the images before preprocessing; PIL's `image.size` is (width, height)."
+            )
+    return [(int(height), int(width)) for height, width in target_sizes]
+
+
+class CtsImageProcessorPil(CtsImageProcessingMixin, PilBackend):
+    """
+    Constructs a CTS image processor that works with Pillow and NumPy.
+
+    Resizes images (by default to a shortest edge of 512 pixels, keeping the aspect ratio), scales them to [-1, 1],
+    pads those of a batch to one size, and does the same with label maps. The options are those of
+    [`CtsImageProcessorKwargs`] and of all image processors; each can also be given per call.
+    """
+
+    def _prepare_labels(self, segmentation_map, size: tuple[int, int], do_reduce_labels: bool | None):
+        # A copy, because PyTorch does not take read-only or mirrored arrays.
+        return super()._prepare_labels(segmentation_map.copy(), size, do_reduce_labels).numpy()
+
+
+__all__ = ["CtsImageProcessorKwargs", "CtsImageProcessorPil", "upsampled_argmax"]
