@@ -1,10 +1,16 @@
 import pytest
 import torch
 
-from cts_hf.conversion import convert_policy, convert_segmenter
+from cts_hf.conversion import (
+    convert_policy,
+    convert_segmenter,
+    load_policy_trunk,
+    load_vit_weights,
+)
+from cts_hf.weight_files import read_weights
 
 from .golden import TINY, build_golden_model, load_golden
-from .models import random_images
+from .models import random_images, tiny_model, tiny_policy
 
 
 @pytest.fixture(params=TINY)
@@ -93,3 +99,105 @@ def test_missing_weights_of_a_trunk_are_listed():
     del trunk["blocks.1.0.bn2.num_batches_tracked"]
     trunk["blocks.1.0.bn2.running_var"] = torch.ones(96)
     convert_policy(trunk)
+
+
+def test_trunk_from_files_and_from_the_weights_package(tmp_path):
+    trunk = trunk_weights()
+    torch.save({"state_dict": trunk}, tmp_path / "trunk.pth")
+    policy = tiny_policy(width_coefficient=1.0, depth_coefficient=1.0, output_stride=16)
+    head = policy.head.weight.clone()
+    load_policy_trunk(policy, tmp_path / "trunk.pth")
+    assert torch.equal(policy.backbone.blocks[4][2].conv_dw.weight, trunk["blocks.4.2.conv_dw.weight"])
+    assert torch.equal(policy.head.weight, head)
+
+    # The package numbers the blocks through and has the weights in the same order.
+    stages = [(stage, block) for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for block in range(count)]
+    names = iter(trunk)
+    package = {}
+    for name in names:
+        parts = name.split(".")
+        if parts[0] == "blocks":
+            stage, block = int(parts[1]), int(parts[2])
+            own = {"conv_dw": "_depthwise_conv", "conv_pw": "_project_conv", "bn1": "_bn1", "bn2": "_bn2"}
+            if stage > 0:
+                own = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"}
+                own |= {"conv_pwl": "_project_conv", "bn3": "_bn2"}
+            package[f"_blocks.{stages.index((stage, block))}.{own[parts[3]]}.{parts[4]}"] = trunk[name]
+        else:
+            own = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
+            package[f"{own.get(parts[0], '_fc')}.{parts[1]}"] = trunk[name]
+    torch.save(package, tmp_path / "package.pth")
+    with pytest.raises(ValueError, match="tf_padding=True"):
+        load_policy_trunk(policy, tmp_path / "package.pth")
+    tensorflow = tiny_policy(width_coefficient=1.0, depth_coefficient=1.0, tf_padding=True, batch_norm_eps=1e-3)
+    load_policy_trunk(tensorflow, tmp_path / "package.pth")
+    for name, value in tensorflow.backbone.state_dict().items():
+        assert torch.equal(value, trunk[name]), name
+
+
+VIT_SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def old_transformers_names(state_dict):
+    """The key layout of ViTModel before transformers 5."""
+    rules = (("layers.", "encoder.layer."), ("mlp.fc1", "intermediate.dense"), ("mlp.fc2", "output.dense"))
+    rules += (("attention.o_proj", "attention.output.dense"), ("attention.q_proj", "attention.attention.query"))
+    rules += (("attention.k_proj", "attention.attention.key"), ("attention.v_proj", "attention.attention.value"))
+    renamed = {}
+    for name, value in state_dict.items():
+        for new, old in rules:
+            name = name.replace(new, old)
+        renamed[f"vit.{name}"] = value
+    return renamed
+
+
+@pytest.mark.parametrize("layout", ["new", "old", "saved"])
+@torch.no_grad()
+def test_vit_of_transformers(layout, tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    vit = ViTModel(ViTConfig(**VIT_SHAPE, image_size=64, patch_size=8, layer_norm_eps=1e-5)).eval()
+    source = tmp_path
+    if layout == "saved":
+        vit.save_pretrained(tmp_path)
+    else:
+        source = tmp_path / "vit.bin"
+        torch.save(vit.state_dict() if layout == "new" else old_transformers_names(vit.state_dict()), source)
+    model = tiny_model()
+    load_vit_weights(model, source)
+    outputs = model.cts(random_images(), token_reduction=0)
+    torch.testing.assert_close(outputs.last_hidden_state, vit(random_images()).last_hidden_state, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+@torch.no_grad()
+def test_vit_of_timm(distilled, tmp_path):
+    pytest.importorskip("timm")
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    vit_class = VisionTransformerDistilled if distilled else VisionTransformer
+    vit = vit_class(img_size=64, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2).eval()
+    torch.save({"model": vit.state_dict()}, tmp_path / "vit.pth")
+    model = tiny_model(use_distillation_token=distilled, layer_norm_eps=1e-6)
+    load_vit_weights(model.cts, tmp_path / "vit.pth")
+    outputs = model.cts(random_images(), token_reduction=0)
+    expected = vit.forward_features(random_images())
+    torch.testing.assert_close(outputs.last_hidden_state, expected, rtol=0, atol=1e-4)
+
+    larger = tiny_model(image_size=(96, 64))
+    load_vit_weights(larger, tmp_path / "vit.pth")
+    grid = vit.pos_embed[:, 1 + distilled :].transpose(1, 2).unflatten(2, (8, 8))
+    resized = torch.nn.functional.interpolate(grid, size=(12, 8), mode="bilinear").flatten(2).transpose(1, 2)
+    assert torch.equal(larger.cts.embeddings.position_embeddings[:, 1:], resized)
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.fc1\.weight: \(64, 32\) where \(128, 32\)"):
+        load_vit_weights(tiny_model(intermediate_size=128), tmp_path / "vit.pth")
+
+
+def test_unreadable_sources_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
+        read_weights(tmp_path / "absent.pth")
+    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+        read_weights(tmp_path)

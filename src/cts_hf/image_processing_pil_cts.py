@@ -53,12 +53,9 @@ def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tenso
         `torch.LongTensor` of shape `size`, class ids in `[0, num_labels)`.
     """
     num_labels, num_pixels = logits.shape[0], size[0] * size[1]
-    # 8 classes of a large map stay in the processor's cache between interpolation and maximum. Small maps take more
-    # at a time, in whole vectors, because PyTorch interpolates them with one vector of classes per pixel.
-    chunk_size = max(8, 2**20 // num_pixels // 64 * 64)
-    if not logits.isfinite().all():
-        chunk_size = num_labels  # NaN would win over every class, but not in the comparison below
-
+    # So few classes stay in the processor's cache between interpolation and maximum. Small maps take more at a time,
+    # in multiples of 64, because PyTorch interpolates them by vectors of classes, with other rounding in the rest.
+    chunk_size = max(16, 2**20 // num_pixels // 64 * 64)
     segmentation = best = None
     for start in range(0, num_labels, chunk_size):
         scores, classes = upsample(logits[start : start + chunk_size], size).max(dim=0)  # (height, width)
@@ -69,6 +66,8 @@ def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tenso
             # Strictly better, so that the first of equal classes stays, as in argmax.
             segmentation = torch.where(scores > best, classes, segmentation)
             best = torch.maximum(best, scores)
+    if best.isnan().any():
+        return upsample(logits, size).argmax(dim=0)  # to argmax NaN is the largest; the comparison above skips it
     return segmentation
 
 
