@@ -217,6 +217,18 @@ def test_upsampled_argmax_is_exact(kind, dtype, shape, size):
     assert torch.equal(segmentation, naive_argmax(logits, size))
 
 
+@pytest.mark.parametrize("num_labels", [17, 19, 35, 150])
+def test_upsampled_argmax_is_exact_on_one_thread(num_labels):
+    """PyTorch chooses another interpolation then."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        logits = 1 + 1e-7 * torch.randn(num_labels, 12, 24, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(upsampled_argmax(logits, (200, 311)), naive_argmax(logits, (200, 311)))
+    finally:
+        torch.set_num_threads(num_threads)
+
+
 def test_upsampled_argmax_does_not_depend_on_strides():
     logits = torch.randn(8, 11, 20).permute(2, 0, 1)  # as token decoders give
     assert torch.equal(upsampled_argmax(logits, (90, 100)), upsampled_argmax(logits.contiguous(), (90, 100)))

@@ -53,12 +53,14 @@ def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tenso
         `torch.LongTensor` of shape `size`, class ids in `[0, num_labels)`.
     """
     num_labels, num_pixels = logits.shape[0], size[0] * size[1]
-    # So few classes stay in the processor's cache between interpolation and maximum. Small maps take more at a time,
-    # in multiples of 64, because PyTorch interpolates them by vectors of classes, with other rounding in the rest.
+    # So few classes stay in the processor's cache between interpolation and maximum; small maps take more at a time.
     chunk_size = max(16, 2**20 // num_pixels // 64 * 64)
+    starts = [index * chunk_size for index in range(max(num_labels // chunk_size, 1))]
     segmentation = best = None
-    for start in range(0, num_labels, chunk_size):
-        scores, classes = upsample(logits[start : start + chunk_size], size).max(dim=0)  # (height, width)
+    # PyTorch may interpolate vectors of classes, and rounds the rest, or very few classes, differently: chunks are whole
+    # vectors, and what is left over goes with the last one.
+    for start, end in zip(starts, [*starts[1:], num_labels], strict=True):
+        scores, classes = upsample(logits[start:end], size).max(dim=0)  # (height, width)
         classes += start
         if best is None:
             segmentation, best = classes, scores
