@@ -57,8 +57,8 @@ def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tenso
     chunk_size = max(16, 2**20 // num_pixels // 64 * 64)
     starts = [index * chunk_size for index in range(max(num_labels // chunk_size, 1))]
     segmentation = best = None
-    # PyTorch may interpolate vectors of classes, and rounds the rest, or very few classes, differently: chunks are whole
-    # vectors, and what is left over goes with the last one.
+    # PyTorch may interpolate vectors of classes, and rounds the rest, or very few classes, differently: chunks are
+    # whole vectors, and what is left over goes with the last one.
     for start, end in zip(starts, [*starts[1:], num_labels], strict=True):
         scores, classes = upsample(logits[start:end], size).max(dim=0)  # (height, width)
         classes += start
