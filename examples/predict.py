@@ -1,0 +1,78 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Segments all images of a folder.
+
+    python examples/predict.py --model outputs/camvid --images photos --output_dir predictions
+    accelerate launch examples/predict.py --model outputs/camvid --images photos --output_dir predictions
+
+writes predictions/masks/NAME.png (the class id of every pixel), predictions/overlays/NAME.jpg and
+predictions/grids/NAME.png (which superpatches shared a token). Started again, it goes on where it stopped. Files that
+cannot be read are listed at the end, and the exit status is then 1.
+
+A video is a folder of frames: `ffmpeg -i video.mp4 frames/%06d.jpg`.
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+from accelerate import Accelerator
+from transformers import HfArgumentParser
+
+from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
+from cts_hf.inference import InferenceOptions
+from cts_hf.prediction import OUTPUTS, find_images, predict_files
+
+
+@dataclass
+class PredictionArguments:
+    """What is segmented, and what is written."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of a model with its image processor."})
+    images: str = field(metadata={"help": "Folder of images; those in the folders below it count as well."})
+    output_dir: str = field(default="outputs/predictions", metadata={"help": "Folder for the results."})
+    outputs: list[str] | None = field(
+        default=None,
+        metadata={"help": "What to write. Default: all; no grids of windows, scales or flips.", "choices": [*OUTPUTS]},
+    )
+    token_reduction: float | None = field(
+        default=None, metadata={"help": "Fraction of the tokens to remove, 0 to 0.75. Default: the model's own."}
+    )
+    num_workers: int = field(default=2, metadata={"help": "Processes that read images."})
+
+
+def main() -> int:
+    parser = HfArgumentParser((PredictionArguments, InferenceOptions))
+    arguments, options = parser.parse_args_into_dataclasses()
+    outputs = arguments.outputs or [output for output in OUTPUTS if output != "grids" or options.is_single_pass]
+    accelerator = Accelerator()
+    problems = predict_files(
+        CtsForSemanticSegmentation.from_pretrained(arguments.model).to(accelerator.device),
+        CtsImageProcessor.from_pretrained(arguments.model),
+        find_images(arguments.images),
+        arguments.output_dir,
+        outputs=outputs,
+        token_reduction=arguments.token_reduction,
+        options=options,
+        num_workers=arguments.num_workers,
+        accelerator=accelerator,
+    )
+    if problems:
+        accelerator.print(f"Could not be read ({len(problems)}):", *problems, sep="\n  ", file=sys.stderr)
+    accelerator.end_training()
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Which data set, as command-line options that all example scripts share."""
+
+from dataclasses import dataclass, field
+
+from cts_hf.data import BENCHMARKS, IGNORE_INDEX, SegmentationData, load_segmentation_data
+
+
+@dataclass
+class DatasetArguments:
+    """Which data set, for `transformers.HfArgumentParser`."""
+
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "'scenes' (built in, the default), 'ade20k', 'cityscapes' or 'pascal_context' (with --data_dir), "
+            "or a Hub id."
+        },
+    )
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder with images/<split>, labels/<split> and classes.txt; with --dataset, the folder of that "
+            "benchmark."
+        },
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub data set that has several."}
+    )
+    image_column: str = field(default="image", metadata={"help": "Column of pictures of a Hub data set."})
+    label_column: str = field(default="label", metadata={"help": "Column of label maps of a Hub data set."})
+    classes: list[str] | None = field(
+        default=None, metadata={"help": "Names of the classes of a Hub data set; needed for --streaming."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read a Hub data set row by row instead of downloading it."}
+    )
+    ignore_index: int = field(
+        default=IGNORE_INDEX, metadata={"help": "Stored id of pixels to ignore, of a folder or Hub data set."}
+    )
+    reduce_labels: bool = field(
+        default=False,
+        metadata={"help": "Stored ids count classes from 1, 0 is ignored; of a folder or Hub data set."},
+    )
+
+    def load(self) -> SegmentationData:
+        """Opens the data set; raises `cts_hf.data.DataError` that lists everything wrong with it."""
+        if self.dataset in BENCHMARKS:
+            return load_segmentation_data(self.dataset, data_dir=self.data_dir)
+        ids = {"ignore_index": self.ignore_index, "reduce_labels": self.reduce_labels}
+        if self.dataset is None and self.data_dir is not None:
+            return load_segmentation_data(self.data_dir, **ids)
+        if self.dataset in (None, "scenes"):
+            return load_segmentation_data("scenes", data_dir=self.data_dir)
+        return load_segmentation_data(
+            self.dataset,
+            data_dir=self.data_dir,
+            config_name=self.dataset_config,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            classes=self.classes,
+            streaming=self.streaming,
+            **ids,
+        )

@@ -1,0 +1,43 @@
+"""Running the example scripts, in this process and in several."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_main(monkeypatch, script, **options):
+    """What `main` of an example returns, in this process."""
+    path = ROOT / "examples" / script
+    monkeypatch.setattr(sys, "argv", [str(path), *command_line(options)])
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module.main()
+
+
+def launch(script, num_processes, **options):
+    """The finished run of an example under `accelerate launch` on the processor."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+    command += ["--num_processes", str(num_processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", str(port), str(ROOT / "examples" / script), *command_line(options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), environment.get("PYTHONPATH", "")])
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def command_line(options):
+    arguments = []
+    for name, value in options.items():
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        arguments += [f"--{name}", *map(str, values)]
+    return arguments
