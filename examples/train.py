@@ -1,0 +1,188 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Trains a Segmenter with content-aware token sharing, and its policy.
+
+    accelerate launch examples/train.py                                   # the built-in scenes
+    accelerate launch examples/train.py --data_dir DIR --crop_size 256    # a folder of images and labels
+    accelerate launch examples/train.py --recipe examples/recipes/ade20k_512_small.yaml --data_dir ADEChallengeData2016
+
+`--help` lists all options; a recipe is a file of them, which the command line overrides.
+"""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from PIL import Image
+
+from cts_hf import CtsForSemanticSegmentation, CtsPolicyModel
+from cts_hf.data import SegmentationData
+from cts_hf.evaluation import Sharing
+from cts_hf.image_processing_cts import CtsImageProcessor
+from cts_hf.training import (
+    DataArguments,
+    ModelArguments,
+    OptimizationArguments,
+    PolicyArguments,
+    PolicySourceArguments,
+    PolicyTask,
+    SegmentationTask,
+    build_accelerator,
+    build_policy,
+    build_processor,
+    build_segmenter,
+    fit,
+    parse_recipe,
+    push_to_hub,
+)
+from cts_hf.visualization import prediction_panel
+
+
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "scenes.yaml"
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    types = (DataArguments, ModelArguments, PolicyArguments, PolicySourceArguments, OptimizationArguments)
+    arguments = parse_recipe(types, argv, DEFAULT_RECIPE)
+    data_args, model_args, _, policy_source, args = arguments
+    args.output_dir = args.output_dir or f"outputs/{data_args.name}"
+    accelerator = build_accelerator(args, arguments)
+    with accelerator.local_main_process_first():
+        data = data_args.load()
+    processor = build_processor(data_args)
+    eval_rows = data_args.evaluation_rows(data)
+
+    policy = get_policy(arguments, data, processor)
+    set_seed(args.seed)  # again, as a policy that is trained here draws random numbers and a resumed one does not
+    model = build_segmenter(model_args, policy, policy_source, data, data_args.crop_size)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+
+    task = SegmentationTask(model, processor, eval_rows, arguments, data_args.inference())
+    samples = data_args.training_samples(data, args.seed)
+    model = fit(task, samples, args, accelerator, data_args.num_workers)
+
+    results = task.evaluate_sharings(sharings(model_args.token_reduction), accelerator)
+    accelerator.print(table(results))
+    if accelerator.is_main_process:
+        metrics = {f"mean IoU, {describe(result)}": result["mean_iou"] for result in results}
+        task.save(Path(args.output_dir), metrics)
+        draw_prediction(model, processor, next(iter(eval_rows)), data).save(Path(args.output_dir) / "prediction.png")
+        print(f"The model and prediction.png are in {args.output_dir}.")
+        if args.push_to_hub:
+            print(f"Uploaded to {push_to_hub(args.output_dir, args.hub_model_id)}.")
+    accelerator.end_training()
+    return results
+
+
+def get_policy(arguments: tuple, data: SegmentationData, processor: CtsImageProcessor) -> CtsPolicyModel:
+    """The policy that the options name, or one that is trained here, in `<output_dir>/policy`."""
+    data_args, model_args, policy_args, policy_source, args = arguments
+    if policy_source.policy:
+        return CtsPolicyModel.from_pretrained(policy_source.policy)
+    policy = build_policy(policy_args, model_args.patch_size)
+    if policy_source.policy_epochs == 0:
+        if policy_source.policy_loss_weight == 0 and model_args.token_reduction > 0:
+            raise ValueError(
+                "The policy would stay as random as it starts. Pass --policy FOLDER (of examples/train_policy.py), "
+                "--policy_epochs to train it first, --policy_loss_weight to train it jointly, or --token_reduction 0."
+            )
+        return policy
+
+    folder = Path(args.output_dir) / "policy"
+    policy_optimization = replace(
+        args,
+        output_dir=str(folder),
+        num_epochs=policy_source.policy_epochs,
+        max_steps=0,
+        optimizer="adamw",
+        learning_rate=policy_source.policy_learning_rate,
+        min_lr=0.0,
+        weight_decay=1e-3,
+        resume_from_checkpoint=args.resume_from_checkpoint and "latest",
+        report_to=[],
+    )
+    # An accelerator saves all that it was ever given: the policy gets one of its own.
+    accelerator = build_accelerator(policy_optimization)
+    if args.resume_from_checkpoint and (folder / "model.safetensors").exists():
+        accelerator.print(f"The policy in {folder} is trained already.")
+        return CtsPolicyModel.from_pretrained(folder)
+    if accelerator.is_main_process and not args.resume_from_checkpoint:
+        # A run that is resumed would take what an earlier one has left for its own.
+        shutil.rmtree(folder, ignore_errors=True)
+    policy_arguments = (data_args, policy_args, policy_optimization)
+    eval_rows = data_args.evaluation_rows(data)
+    task = PolicyTask(policy, processor, eval_rows, policy_arguments, model_args.token_reduction)
+    samples = data_args.training_samples(data, args.seed)
+    policy = fit(task, samples, policy_optimization, accelerator, data_args.num_workers)
+    metrics = task.evaluate(accelerator)
+    accelerator.print("policy: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+    if accelerator.is_main_process:
+        task.save(folder, metrics)
+    accelerator.wait_for_everyone()
+    return policy
+
+
+def sharings(token_reduction: float) -> list[Sharing]:
+    """No sharing, and every policy at the budget that the model was trained with."""
+    shared = [Sharing(policy, token_reduction) for policy in ("learned", "random", "oracle")]
+    return [Sharing("learned", 0.0), *(shared if token_reduction > 0 else [])]
+
+
+def describe(result: dict[str, Any]) -> str:
+    if result["token_reduction"] == 0:
+        return "no sharing"
+    return f"{result['policy']} sharing of {result['token_reduction']:.0%} of the tokens"
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Mean IoU of each policy, and how many of the superpatches it shares hold one class."""
+    lines = ["", f"{'sharing':<12}{'fewer tokens':>14}{'mean IoU':>10}{'one class':>11}"]
+    for result in results:
+        reduction = result["token_reduction"]
+        name, precision = result["policy"], f"{result.get('policy_precision_at_budget', float('nan')):.3f}"
+        if reduction == 0:
+            name, precision = "none", "-"
+        lines.append(f"{name:<12}{f'{reduction:.1%}':>14}{result['mean_iou']:>10.4f}{precision:>11}")
+    return "\n".join([*lines, ""])
+
+
+@torch.no_grad()
+def draw_prediction(
+    model: CtsForSemanticSegmentation, processor: CtsImageProcessor, row: dict, data: SegmentationData
+) -> Image.Image:
+    """Image, ground truth, prediction and sharing grid of one row, at the size that the model sees."""
+    model.eval()
+    inputs = processor(row["image"], segmentation_maps=row["label"], return_tensors="pt")
+    height, width = inputs["pixel_values"].shape[-2:]
+    outputs = model(inputs["pixel_values"].to(model.device))
+    return prediction_panel(
+        row["image"].resize((width, height)),
+        processor.post_process_semantic_segmentation(outputs, target_sizes=[(height, width)])[0],
+        labels=np.asarray(inputs["labels"][0]),
+        shared_superpatches=outputs.shared_superpatches[0],
+        palette=data.palette,
+        superpatch_size=2 * model.config.patch_size,
+        patch_size=model.config.patch_size,
+        classes=data.classes,
+    )
+
+
+if __name__ == "__main__":
+    main()

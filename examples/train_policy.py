@@ -1,0 +1,75 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Trains a policy: which superpatches show one class? `examples/train.py --policy FOLDER` then shares tokens by it.
+
+    accelerate launch examples/train_policy.py                              # the built-in scenes
+    accelerate launch examples/train_policy.py --dataset ade20k --data_dir ADEChallengeData2016 \
+        --policy_weights timm/efficientnet_lite0.ra_in1k
+
+`--help` lists all options; a recipe is a file of them, which the command line overrides.
+"""
+
+from pathlib import Path
+
+from cts_hf.data import SquashTransform
+from cts_hf.training import (
+    DataArguments,
+    PolicyArguments,
+    PolicyOptimizationArguments,
+    PolicyTask,
+    SuperpatchArguments,
+    build_accelerator,
+    build_policy,
+    build_processor,
+    fit,
+    parse_recipe,
+    push_to_hub,
+)
+
+
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "policy_scenes.yaml"
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    types = (DataArguments, SuperpatchArguments, PolicyArguments, PolicyOptimizationArguments)
+    arguments = parse_recipe(types, argv, DEFAULT_RECIPE)
+    data_args, superpatch_args, policy_args, args = arguments
+    args.output_dir = args.output_dir or f"outputs/policy_{data_args.name}"
+    accelerator = build_accelerator(args, arguments)
+    with accelerator.local_main_process_first():
+        data = data_args.load()
+    processor = build_processor(data_args)
+
+    policy = build_policy(policy_args, superpatch_args.patch_size)
+    eval_rows = data_args.evaluation_rows(data)
+    task = PolicyTask(policy, processor, eval_rows, arguments, superpatch_args.token_reduction)
+    squash = SquashTransform(data_args.crop_size) if superpatch_args.squash else None
+    samples = data_args.training_samples(data, args.seed, squash)
+    fit(task, samples, args, accelerator, data_args.num_workers)
+
+    metrics = task.evaluate(accelerator, show_progress=True)
+    for name, value in metrics.items():
+        accelerator.print(f"{name:<22}{value:.4f}")
+    if accelerator.is_main_process:
+        task.save(Path(args.output_dir), metrics)
+        print(f"The policy is in {args.output_dir}.")
+        if args.push_to_hub:
+            print(f"Uploaded to {push_to_hub(args.output_dir, args.hub_model_id)}.")
+    accelerator.end_training()
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

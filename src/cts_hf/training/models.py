@@ -1,0 +1,98 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The models of a training run, made from its options."""
+
+from cts_hf.configuration_cts import CtsConfig, CtsPolicyConfig
+from cts_hf.conversion import load_policy_trunk, load_vit_weights
+from cts_hf.data import IGNORE_INDEX, SegmentationData
+from cts_hf.image_processing_cts import CtsImageProcessor
+from cts_hf.modeling_cts import CtsForSemanticSegmentation
+from cts_hf.modeling_cts_policy import CtsPolicyModel
+from cts_hf.training.arguments import DataArguments, ModelArguments, PolicyArguments, PolicySourceArguments
+
+
+# Epsilon that TensorFlow's EfficientNet-Lite0 was trained with.
+TF_BATCH_NORM_EPS = 1e-3
+
+
+def build_policy(args: PolicyArguments, patch_size: int) -> CtsPolicyModel:
+    """A policy with an ImageNet trunk if `policy_weights` name one, otherwise with random weights."""
+    config = CtsPolicyConfig(
+        superpatch_size=2 * patch_size,
+        output_stride=args.policy_output_stride,
+        width_coefficient=args.policy_width_coefficient,
+        depth_coefficient=args.policy_depth_coefficient,
+        tf_padding=args.policy_tf_padding,
+        **({"batch_norm_eps": TF_BATCH_NORM_EPS} if args.policy_tf_padding else {}),
+    )
+    policy = CtsPolicyModel(config)
+    if args.policy_weights:
+        load_policy_trunk(policy, args.policy_weights)
+    return policy
+
+
+def build_segmenter(
+    args: ModelArguments,
+    policy: CtsPolicyModel,
+    source_args: PolicySourceArguments,
+    data: SegmentationData,
+    image_size: int,
+) -> CtsForSemanticSegmentation:
+    """
+    A Segmenter with the weights of `policy`, ImageNet weights if `backbone_weights` name some, else random ones.
+
+    Args:
+        args: its options.
+        policy: the policy, trained or not.
+        source_args: tells whether the policy is trained on.
+        data: its classes become the labels.
+        image_size: height and width of training crops in pixels.
+
+    Raises:
+        ValueError: a joint training without sharing, where the policy would have no gradient.
+    """
+    if source_args.policy_loss_weight > 0 and args.token_reduction == 0:
+        raise ValueError(
+            f"policy_loss_weight is {source_args.policy_loss_weight} and token_reduction 0, at which the policy is "
+            "not run: set token_reduction above 0 to train it."
+        )
+    config = CtsConfig(
+        image_size=image_size,
+        patch_size=args.patch_size,
+        hidden_size=args.hidden_size,
+        num_hidden_layers=args.num_hidden_layers,
+        num_attention_heads=args.num_attention_heads,
+        intermediate_size=4 * args.hidden_size,
+        use_distillation_token=args.use_distillation_token,
+        drop_path_rate=args.drop_path_rate,
+        decoder_type=args.decoder_type,
+        decoder_num_hidden_layers=args.decoder_num_hidden_layers,
+        decoder_dropout_prob=args.decoder_dropout_prob,
+        token_reduction=args.token_reduction,
+        policy_config=policy.config.to_diff_dict(),
+        policy_loss_weight=source_args.policy_loss_weight,
+        semantic_loss_ignore_index=IGNORE_INDEX,
+        id2label=data.id2label,
+        label2id=data.label2id,
+    )
+    model = CtsForSemanticSegmentation(config)
+    model.cts.policy.load_state_dict(policy.state_dict())
+    if args.backbone_weights:
+        load_vit_weights(model, args.backbone_weights)
+    return model
+
+
+def build_processor(args: DataArguments) -> CtsImageProcessor:
+    """The image processor that prepares images as training does: same size, same normalization."""
+    return CtsImageProcessor(size={"shortest_edge": args.shortest_edge})

@@ -1,0 +1,197 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What can be trained: a Segmenter or a policy alone. How each is run, measured and saved."""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset, IterableDataset
+from torch import nn
+from tqdm.auto import tqdm
+from transformers.utils import ModelOutput
+
+from cts_hf.data import IGNORE_INDEX
+from cts_hf.evaluation import Sharing, evaluate_sharings
+from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin, resize_labels
+from cts_hf.inference import InferenceOptions
+from cts_hf.metrics import PolicyMetrics
+from cts_hf.modeling_cts import CtsForSemanticSegmentation
+from cts_hf.modeling_cts_policy import CtsPolicyModel
+from cts_hf.token_sharing import num_shared_superpatches, superpatch_targets
+from cts_hf.training.saving import save_model_folder
+from cts_hf.training.steps import Batch
+
+
+class Task(Protocol):
+    """
+    What `fit` needs to know of a model.
+
+    Attributes:
+        name: for progress bars and trackers.
+        score: the metric, of those `evaluate` gives, that the best model has most of.
+        model: the model.
+    """
+
+    name: str
+    score: str
+    model: nn.Module
+
+    def count(self, batch: Batch) -> int:
+        """Number of labels that the loss of a batch, still on the CPU, is a mean of."""
+
+    def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
+        """Runs `model`, which is the possibly wrapped one: outputs with `loss` and `logits`."""
+
+    def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
+        """Metrics on the validation images, the same in every process."""
+
+    def save(self, folder: Path, metrics: dict[str, float]) -> None:
+        """Writes the model and what belongs to it."""
+
+
+class SegmentationTask:
+    """
+    Training of a Segmenter, with a frozen policy or a jointly trained one.
+
+    Args:
+        model: the Segmenter.
+        processor: saved with it, and used in evaluation.
+        eval_dataset: rows with image and label.
+        arguments: options dataclasses, saved with the model.
+        inference: how images are segmented in evaluation.
+    """
+
+    name = "segmenter"
+    score = "mean_iou"
+
+    def __init__(
+        self,
+        model: CtsForSemanticSegmentation,
+        processor: CtsImageProcessingMixin,
+        eval_dataset: Dataset | IterableDataset,
+        arguments: Sequence[Any],
+        inference: InferenceOptions | None = None,
+    ):
+        self.model, self.processor, self.eval_dataset = model, processor, eval_dataset
+        self.arguments, self.inference = arguments, inference
+
+    def count(self, batch: Batch) -> int:
+        return int((batch["labels"] != IGNORE_INDEX).sum())
+
+    def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
+        return model(**batch)
+
+    def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
+        sharing = Sharing("learned", self.model.config.token_reduction)
+        return _numbers(self.evaluate_sharings([sharing], accelerator, show_progress=False)[0])
+
+    def evaluate_sharings(
+        self, sharings: Sequence[Sharing], accelerator: Accelerator, show_progress: bool = True
+    ) -> list[dict[str, Any]]:
+        """The metrics of several policies and budgets, as `cts_hf.evaluation.evaluate_sharings` gives them."""
+        return evaluate_sharings(
+            self.model,
+            self.eval_dataset,
+            self.processor,
+            sharings,
+            options=self.inference,
+            accelerator=accelerator,
+            show_progress=show_progress,
+        )
+
+    def save(self, folder: Path, metrics: dict[str, float]) -> None:
+        save_model_folder(folder, self.model, self.processor, self.arguments, metrics)
+
+
+class PolicyTask:
+    """
+    Training of a policy alone, on superpatch targets.
+
+    Args:
+        model: the policy.
+        processor: saved with it, and used in evaluation.
+        eval_dataset: rows with image and label.
+        arguments: options dataclasses, saved with the model.
+        token_reduction: budget of the precision at budget.
+    """
+
+    name = "policy"
+    score = "precision_at_budget"
+
+    def __init__(
+        self,
+        model: CtsPolicyModel,
+        processor: CtsImageProcessingMixin,
+        eval_dataset: Dataset | IterableDataset,
+        arguments: Sequence[Any],
+        token_reduction: float,
+    ):
+        self.model, self.processor, self.eval_dataset = model, processor, eval_dataset
+        self.arguments, self.token_reduction = arguments, token_reduction
+
+    def count(self, batch: Batch) -> int:
+        return int((self._targets(batch["labels"]) != IGNORE_INDEX).sum())
+
+    def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
+        return model(batch["pixel_values"], labels=self._targets(batch["labels"]))
+
+    @torch.no_grad()
+    def evaluate(self, accelerator: Accelerator, show_progress: bool = False) -> dict[str, float]:
+        """
+        The metrics of `PolicyMetrics` on whole images, each one measured once by one of the processes.
+
+        Args:
+            accelerator: of all the processes that take part, every one of which has to call this.
+            show_progress: whether the main process shows a progress bar.
+        """
+        metrics, device = PolicyMetrics(), accelerator.device
+        # A process without images has to take part in the exchange nonetheless.
+        nothing = torch.zeros(0, 1, 1, device=device)
+        metrics.update(nothing, nothing.long(), 0)
+        self.model.eval()
+        mine = _rows_of_process(self.eval_dataset, accelerator)
+        for row in tqdm(mine, "evaluating", disable=not (show_progress and accelerator.is_main_process)):
+            pixel_values = self.processor(row["image"], return_tensors="pt")["pixel_values"].to(device)
+            labels = torch.from_numpy(np.array(row["label"], dtype=np.int64))[None].to(device)
+            targets = self._targets(resize_labels(labels, pixel_values.shape[-2:]))
+            with accelerator.autocast():
+                logits = self.model(pixel_values).logits.float()
+            num_shared = num_shared_superpatches(self.token_reduction, 4 * targets[0].numel())
+            metrics.update(logits[:, 1] - logits[:, 0], targets, num_shared)
+        return metrics.compute(accelerator)
+
+    def save(self, folder: Path, metrics: dict[str, float]) -> None:
+        save_model_folder(folder, self.model, self.processor, self.arguments, metrics)
+
+    def _targets(self, labels: torch.Tensor) -> torch.Tensor:
+        size = self.model.config.superpatch_size
+        bottom, right = (-side % size for side in labels.shape[-2:])
+        padded = nn.functional.pad(labels, (0, right, 0, bottom), value=IGNORE_INDEX)
+        return superpatch_targets(padded, size, IGNORE_INDEX)
+
+
+def _rows_of_process(dataset: Dataset | IterableDataset, accelerator: Accelerator) -> Iterable[dict[str, Any]]:
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    if isinstance(dataset, IterableDataset):
+        return islice(dataset, rank, None, num_processes)
+    return dataset.select(range(rank, len(dataset), num_processes))
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, float)}

@@ -1,0 +1,150 @@
+import pytest
+from PIL import Image
+from transformers import pipeline
+
+from cts_hf import CtsForSemanticSegmentation, CtsPolicyModel
+from cts_hf.data import SCENE_CLASSES, DataError, build_scenes
+from cts_hf.image_processing_cts import CtsImageProcessor
+
+from ..training_runs import (
+    TINY_MODEL,
+    TINY_POLICY,
+    TINY_RUN,
+    command_line,
+    largest_difference,
+    load_example,
+    reset_accelerate,
+    write_scenes,
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerator_left():
+    yield
+    reset_accelerate()
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="module")
+def train_policy(scenes, tmp_path_factory):
+    """A folder with a policy, and its metrics."""
+    folder = tmp_path_factory.mktemp("policy")
+    options = {**TINY_POLICY, "cpu_threads": 1, "data_dir": scenes, "crop_size": 64, "num_workers": 0, "patch_size": 8}
+    argv = command_line(**options, output_dir=folder, max_steps=3, batch_size=4, eval_steps=2, squash=True)
+    metrics = load_example("train_policy").main(argv)
+    reset_accelerate()
+    return folder, metrics
+
+
+def train(scenes, folder, *flags, **options):
+    defaults = {**TINY_POLICY, **TINY_MODEL, **TINY_RUN, "crop_size": 64, "num_workers": 0, "max_steps": 2}
+    if not options.keys() & {"policy", "policy_epochs"}:
+        defaults["policy_loss_weight"] = 0.5
+    argv = command_line(**{**defaults, "data_dir": scenes, "output_dir": folder, **options})
+    results = load_example("train").main([*argv, *flags])
+    reset_accelerate()
+    return results
+
+
+def test_train_makes_a_folder_that_the_pipeline_takes(scenes, tmp_path, capsys):
+    results = train(scenes, tmp_path, policy_epochs=1, eval_steps=1)
+    assert [(r["policy"], r["token_reduction"]) for r in results] == [
+        ("learned", 0.0),
+        ("learned", 0.3),
+        ("random", 0.3),
+        ("oracle", 0.3),
+    ]
+    assert all(result["num_images"] == 3 and 0 <= result["mean_iou"] <= 1 for result in results)
+    printed = capsys.readouterr().out
+    for word in ("none", "learned", "random", "oracle", "mean IoU", "precision_at_budget"):
+        assert word in printed
+    assert Image.open(tmp_path / "prediction.png").width > 1000
+
+    card = (tmp_path / "README.md").read_text()
+    assert f"| mean IoU, no sharing | {results[0]['mean_iou']:.4f} |" in card
+    assert dict(CtsImageProcessor.from_pretrained(tmp_path).size)["shortest_edge"] == 64
+    model = CtsForSemanticSegmentation.from_pretrained(tmp_path)
+    assert model.config.id2label[0] == "sky"
+    # The policy was trained first, then frozen.
+    policy = CtsPolicyModel.from_pretrained(tmp_path / "policy")
+    assert largest_difference(policy.state_dict(), model.cts.policy.state_dict()) == 0
+    image = Image.open(next((scenes / "images" / "val").iterdir()))
+    for folder in (tmp_path, tmp_path / "best"):
+        regions = pipeline("image-segmentation", model=str(folder))(image)
+        assert regions
+        assert all(region["mask"].size == image.size for region in regions)
+
+
+def test_a_saved_recipe_repeats_the_run(scenes, tmp_path):
+    train(scenes, tmp_path / "first", seed=3)
+    argv = ["--recipe", str(tmp_path / "first" / "train.yaml"), "--output_dir", str(tmp_path / "second")]
+    load_example("train").main(argv)
+    reset_accelerate()
+    weights = (tmp_path / name / "model.safetensors" for name in ("first", "second"))
+    assert largest_difference(*weights) == 0
+    train(scenes, tmp_path / "third", seed=4)
+    assert largest_difference(*(tmp_path / name / "model.safetensors" for name in ("first", "third"))) > 0
+
+
+def test_train_policy_measures_and_saves(train_policy):
+    folder, metrics = train_policy
+    assert metrics.keys() == {"accuracy", "precision", "recall", "average_precision", "precision_at_budget"}
+    assert "squash: true" in (folder / "train.yaml").read_text()
+    assert "precision_at_budget" in (folder / "README.md").read_text()
+    assert (folder / "best" / "model.safetensors").exists()
+
+
+def test_train_takes_a_trained_policy_and_evaluates_in_windows(scenes, train_policy, tmp_path):
+    folder, _ = train_policy
+    train(scenes, tmp_path, policy=folder, eval_window=32, max_eval_samples=1)
+    trained = CtsForSemanticSegmentation.from_pretrained(tmp_path).cts.policy
+    assert largest_difference(CtsPolicyModel.from_pretrained(folder).state_dict(), trained.state_dict()) == 0
+
+
+def test_train_without_sharing_measures_nothing_else(scenes, tmp_path):
+    results = train(scenes, tmp_path, token_reduction=0, policy_loss_weight=0)
+    assert [result["token_reduction"] for result in results] == [0.0]
+
+
+def test_a_policy_that_nothing_trains_is_refused(scenes, tmp_path):
+    with pytest.raises(ValueError, match="The policy would stay as random as it starts"):
+        train(scenes, tmp_path, policy_loss_weight=0)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_train_takes_whatever_datasets_opens(tmp_path, streaming):
+    rows = build_scenes(8, 64).rename_columns({"image": "photo", "label": "mask"})
+    for split, part in (("train", rows.select(range(6))), ("validation", rows.select(range(6, 8)))):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        part.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    options = {"dataset": tmp_path / "data", "image_column": "photo", "label_column": "mask"}
+    options.update(classes=list(SCENE_CLASSES), streaming=streaming, output_dir=tmp_path / "run", max_steps=3)
+    argv = command_line(**TINY_POLICY, **TINY_MODEL, **TINY_RUN, **options, crop_size=64, num_workers=0)
+    results = load_example("train").main([*argv, "--policy_loss_weight", "1", "--save_steps", "2"])
+    assert {result["num_images"] for result in results} == {2}
+
+
+def test_splits_that_there_are_not_are_refused(scenes, tmp_path):
+    with pytest.raises(DataError, match="There is no split 'trian', the data set has train, val"):
+        train(scenes, tmp_path, train_split="trian")
+
+
+def test_a_finished_model_is_uploaded_without_its_checkpoints(scenes, tmp_path, monkeypatch):
+    uploads = []
+
+    class Hub:
+        def create_repo(self, repo_id, exist_ok):
+            assert exist_ok
+            return type("Url", (str,), {"repo_id": f"me/{repo_id}"})("https://hub/me")
+
+        def upload_folder(self, **options):
+            uploads.append(options)
+
+    monkeypatch.setattr("cts_hf.training.saving.HfApi", Hub)
+    train(scenes, tmp_path, "--push_to_hub", hub_model_id="street")
+    assert [upload["repo_id"] for upload in uploads] == ["me/street"]
+    assert {"**checkpoints/*", "policy/*", "best/*"} <= set(uploads[0]["ignore_patterns"])
