@@ -1,3 +1,6 @@
+import os
+
+import numpy as np
 import pytest
 import torch
 
@@ -6,6 +9,7 @@ from cts_hf.conversion import (
     convert_segmenter,
     load_policy_trunk,
     load_vit_weights,
+    to_original,
 )
 from cts_hf.weight_files import read_weights
 
@@ -63,10 +67,42 @@ def test_another_image_or_patch_size_is_refused(golden):
         convert_segmenter(golden["weights"], image_size=128)
     with pytest.raises(ValueError, match="patch_size=16, got patch_size=8"):
         convert_segmenter(golden["weights"], image_size=64, patch_size=8)
+    with pytest.raises(ValueError, match=r"contradict hidden_size=32 \(weights: 64\)"):
+        convert_segmenter(golden["weights"], image_size=64, hidden_size=32)
+    with pytest.raises(ValueError, match="4 classes, got names of 2"):
+        convert_segmenter(load_golden("tiny_mask_cts")[0]["weights"], id2label={0: "a", 1: "b"})
+
+
+def test_square_images_and_patches_are_read_off_the_weights():
+    weights = load_golden("tiny_mask_cts")[0]["weights"]
+    config = convert_segmenter(weights, drop_path_rate=0.1).config
+    assert (config.image_size, config.patch_size, config.drop_path_rate) == (64, 16, 0.1)
+    with pytest.raises(ValueError, match=r"15 patches, which make no square. Pass `image_size`"):
+        convert_segmenter({**weights, "encoder.pos_embed": weights["encoder.pos_embed"][:, 1:]})
+
+
+def test_and_back(golden):
+    golden, meta = golden
+    back = to_original(convert(golden["weights"], meta))
+    assert back.keys() == golden["weights"].keys()
+    for name, value in golden["weights"].items():
+        assert torch.equal(back[name], value.float()), name
+
+
+def test_and_back_with_a_policy():
+    torch.manual_seed(0)
+    trunk_stages = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "output_stride": 8}
+    model = tiny_model(num_attention_heads=1, policy_config=trunk_stages)
+    weights = to_original(model)
+    assert weights["policy_net.head.weight"].shape == (2, 40, 1, 1)
+    again = convert_segmenter(weights, num_attention_heads=1)
+    assert again.config.use_policy
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
 
 
 def test_weights_of_something_else_are_refused():
-    with pytest.raises(ValueError, match=r"patch_embed\.proj\.weight' is missing among 1 tensors \(model\)"):
+    with pytest.raises(ValueError, match=r"patch_embed\.proj\.weight' is missing among 1 tensors \(model, "):
         convert_segmenter({"model": torch.zeros(1)}, image_size=64)
     with pytest.raises(ValueError, match="7 stages, or 5 or 3 of them, got weights of 0"):
         convert_policy({"model": torch.zeros(1)})
@@ -196,8 +232,84 @@ def test_vit_of_timm(distilled, tmp_path):
         load_vit_weights(tiny_model(intermediate_size=128), tmp_path / "vit.pth")
 
 
+@torch.no_grad()
+def test_vit_of_google(tmp_path):
+    timm_vit = pytest.importorskip("timm.models.vision_transformer")
+    vit = timm_vit.VisionTransformer(
+        img_size=64, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2, num_classes=10
+    ).eval()
+    generator = np.random.default_rng(0)
+
+    def random(*shape):
+        return (0.1 * generator.standard_normal(shape)).astype(np.float32)
+
+    arrays = {"cls": random(1, 1, 32), "embedding/kernel": random(8, 8, 3, 32), "embedding/bias": random(32)}
+    arrays |= {"head/kernel": random(32, 10), "head/bias": random(10)}
+    arrays["Transformer/posembed_input/pos_embedding"] = random(1, 65, 32)
+    norms = ["Transformer/encoder_norm"]
+    for layer in ("Transformer/encoderblock_0", "Transformer/encoderblock_1"):
+        norms += [f"{layer}/LayerNorm_0", f"{layer}/LayerNorm_2"]
+        attention = f"{layer}/MultiHeadDotProductAttention_1"
+        for part in ("query", "key", "value"):
+            arrays |= {f"{attention}/{part}/kernel": random(32, 2, 16), f"{attention}/{part}/bias": random(2, 16)}
+        arrays |= {f"{attention}/out/kernel": random(2, 16, 32), f"{attention}/out/bias": random(32)}
+        mlp = f"{layer}/MlpBlock_3"
+        arrays |= {f"{mlp}/Dense_0/kernel": random(32, 64), f"{mlp}/Dense_0/bias": random(64)}
+        arrays |= {f"{mlp}/Dense_1/kernel": random(64, 32), f"{mlp}/Dense_1/bias": random(32)}
+    for norm in norms:
+        arrays |= {f"{norm}/scale": 1 + random(32), f"{norm}/bias": random(32)}
+    np.savez(tmp_path / "vit.npz", **arrays)
+
+    vit.load_pretrained(str(tmp_path / "vit.npz"))  # timm's own reader is the reference
+    model = tiny_model(layer_norm_eps=1e-6)
+    load_vit_weights(model, tmp_path / "vit.npz")
+    outputs = model.cts(random_images(), token_reduction=0)
+    expected = vit.forward_features(random_images())
+    torch.testing.assert_close(outputs.last_hidden_state, expected, rtol=0, atol=1e-4)
+
+    del arrays["Transformer/encoderblock_1/MultiHeadDotProductAttention_1/key/bias"]
+    np.savez(tmp_path / "damaged.npz", **arrays)
+    with pytest.raises(ValueError, match=r"1 missing: blocks\.1\.attn\.qkv\.bias"):
+        load_vit_weights(model, tmp_path / "damaged.npz")
+
+
+class Call:
+    """Unpickled by obedient readers as the call of a function."""
+
+    def __init__(self, function, argument):
+        self.function, self.argument = function, argument
+
+    def __reduce__(self):
+        return (self.function, (self.argument,))
+
+
+class Log:
+    def __init__(self):
+        self.losses, self.statistics = np.ones(3), {"mean": getattr}
+
+
+def test_objects_in_a_file_become_inert(tmp_path, capsys):
+    weights = {"layer.weight": torch.ones(2)}
+    torch.save({"state_dict": weights, "log": Log(), "call": Call(print, "obeyed")}, tmp_path / "training.pth")
+    assert read_weights(tmp_path / "training.pth").keys() == weights.keys()
+    assert not capsys.readouterr().out
+    torch.save({"state_dict": weights, "call": Call(os.mkdir, str(tmp_path / "obeyed"))}, tmp_path / "os.pth")
+    with pytest.raises(ValueError, match="cannot be read as weights alone"):
+        read_weights(tmp_path / "os.pth")
+    assert not (tmp_path / "obeyed").exists()
+    torch.save({"state_dict": {**weights, "extra": Log()}}, tmp_path / "mixed.pth")
+    with pytest.raises(ValueError, match="holds no weights"):
+        read_weights(tmp_path / "mixed.pth")
+    (tmp_path / "noise.pth").write_bytes(b"noise")
+    with pytest.raises(ValueError, match="cannot be read as weights alone"):
+        read_weights(tmp_path / "noise.pth")
+    torch.save(torch.ones(2), tmp_path / "tensor.pth")
+    with pytest.raises(ValueError, match="holds a Tensor"):
+        read_weights(tmp_path / "tensor.pth")
+
+
 def test_unreadable_sources_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
         read_weights(tmp_path / "absent.pth")
-    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(FileNotFoundError, match=r"none of model\.safetensors, pytorch_model\.bin, checkpoint\.pth"):
         read_weights(tmp_path)

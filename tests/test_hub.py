@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, pipeline
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
 from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor, CtsImageProcessorPil, CtsModel, CtsPolicyModel
 
@@ -136,7 +138,9 @@ def test_loads_with_the_package(folder):
 
 
 def test_pipeline(folder):
-    segmenter = pipeline("image-segmentation", model=str(folder))
+    with CaptureLogger(logging.get_logger("transformers.pipelines.base")) as log:
+        segmenter = pipeline("image-segmentation", model=str(folder))
+    assert "not supported" not in log.out
     image = Image.open(folder / "image.png")
     for inputs in (image, str(folder / "image.png"), [image, image.resize((70, 80))]):
         results = segmenter(inputs)
@@ -157,6 +161,7 @@ def test_saved_files(folder):
         "modeling_cts_embeddings.py",
         "modeling_cts_layers.py",
         "modeling_cts_policy.py",
+        "modeling_cts_trunk.py",
         "token_sharing.py",
     }
     assert {name for name in names if name.endswith(".py")} == code

@@ -3,10 +3,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from cts_hf import CtsForSemanticSegmentation, CtsModel, num_shared_superpatches, superpatch_targets, unshare
 
-from .models import random_images, tiny_config, tiny_model
+from .models import TINY_TRUNK, random_images, tiny_config, tiny_model
 
 
 SIZES = [(64, 64), (64, 96), (16, 16), (41, 70), (33, 129)]
@@ -79,13 +80,21 @@ def test_images_of_a_batch_are_independent():
     torch.testing.assert_close(model(images).logits[order], model(images[order]).logits)
 
 
-@pytest.mark.parametrize("decoder_type", ["mask_transformer", "linear"])
+@pytest.mark.parametrize("scores", [None, torch.randn(4, 4, 5, generator=torch.Generator().manual_seed(0))])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"decoder_type": "linear", "use_distillation_token": True},
+        {"policy_config": {**TINY_TRUNK, "output_stride": 8}},
+        {"policy_config": {**TINY_TRUNK, "tf_padding": True, "output_stride": 16}},
+    ],
+)
 @torch.no_grad()
-def test_images_of_different_sizes_are_segmented_as_alone(decoder_type):
-    model = tiny_model(decoder_type=decoder_type, use_distillation_token=True)
+def test_images_of_different_sizes_are_segmented_as_alone(options, scores):
+    model = tiny_model(**options)
     sizes = [(64, 80), (40, 50), (16, 80), (64, 64)]
     images = [random_images(1, *size, seed=index) for index, size in enumerate(sizes)]
-    scores = torch.randn(len(sizes), 4, 5)
     pixel_values, pixel_mask = torch.zeros(len(sizes), 3, 64, 80), torch.zeros(len(sizes), 64, 80)
     for index, (height, width) in enumerate(sizes):
         pixel_values[index, :, :height, :width] = images[index][0]
@@ -93,7 +102,9 @@ def test_images_of_different_sizes_are_segmented_as_alone(decoder_type):
     for token_reduction in REDUCTIONS:
         batch = model(pixel_values, superpatch_scores=scores, pixel_mask=pixel_mask, token_reduction=token_reduction)
         for index, (height, width) in enumerate(sizes):
-            own_scores = scores[index : index + 1, : -(-height // 16), : -(-width // 16)]
+            own_scores = None
+            if scores is not None:
+                own_scores = scores[index : index + 1, : -(-height // 16), : -(-width // 16)]
             alone = model(images[index], superpatch_scores=own_scores, token_reduction=token_reduction)
             rows, columns = batch.logits_sizes[index]
             torch.testing.assert_close(batch.logits[index, :, :rows, :columns], alone.logits[0], rtol=0, atol=1e-4)
@@ -119,6 +130,17 @@ def test_injected_scores_replace_the_policy():
     without_policy = tiny_model(use_policy=False)
     without_policy.load_state_dict(model.state_dict(), strict=False)
     assert torch.equal(without_policy(images, superpatch_scores=scores).logits, own.logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64])
+@torch.no_grad()
+def test_scores_of_any_dtype(dtype):
+    model, images = tiny_model(), random_images()
+    targets = torch.zeros(2, 4, 4)
+    targets[:, 1:3] = 1
+    for pixel_mask in (None, torch.ones(2, 64, 64)):
+        outputs = model(images, superpatch_scores=targets.to(dtype), pixel_mask=pixel_mask)
+        assert outputs.shared_superpatches.sum() == outputs.shared_superpatches[:, 1:3].sum() == 12
 
 
 def test_loss_is_that_of_upsampled_logits():
@@ -212,6 +234,30 @@ def test_compiles_without_graph_breaks():
     expected = model(images).logits
     compiled = torch.compile(model, fullgraph=True)
     torch.testing.assert_close(compiled(images).logits, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiles_to_one_graph_per_size_and_budget():
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(tiny_model(), fullgraph=True, dynamic=False, backend=counter)
+    for num_graphs, (size, token_reduction) in enumerate([(64, 0.3), (64, 0.6), (96, 0.6), (96, 0)], start=1):
+        for seed in range(3):
+            compiled(random_images(2, size, size, seed=seed), token_reduction=token_reduction)
+        assert counter.frame_count == num_graphs
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_is_close(dtype):
+    model = tiny_model()
+    scores = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected = model(random_images(), superpatch_scores=scores).logits
+    logits = model.to(dtype)(random_images(), superpatch_scores=scores).logits
+    assert logits.dtype == dtype
+    difference = (logits.float() - expected).abs().max() / expected.abs().max()
+    assert difference < 30 * torch.finfo(dtype).eps
 
 
 @pytest.mark.slow

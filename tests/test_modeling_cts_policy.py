@@ -1,10 +1,13 @@
+import copy
+
 import pytest
 import torch
 
 from cts_hf import CtsPolicyConfig, CtsPolicyModel, superpatch_targets
 from cts_hf.conversion import convert_policy
+from cts_hf.modeling_cts_policy import halve
 
-from .models import random_images, tiny_policy
+from .models import random_images, tiny_model, tiny_policy
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
@@ -102,3 +105,77 @@ def test_published_size():
 def test_refusals_name_the_value(images, labels, message):
     with pytest.raises(ValueError, match=message):
         tiny_policy()(images, labels=labels)
+
+
+def policy_with_statistics(**overrides):
+    """As after training: the batch normalizations do something."""
+    model = tiny_policy(**overrides)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+            torch.nn.init.normal_(module.running_mean, std=0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model
+
+
+def is_fused(model):
+    return model.backbone.conv_stem.folded_weight is not None
+
+
+@pytest.mark.parametrize("overrides", [{}, {"output_stride": 16}, {"tf_padding": True, "batch_norm_eps": 1e-3}])
+@torch.no_grad()
+def test_fusing_changes_nothing_and_is_reversible(overrides, tmp_path):
+    model = policy_with_statistics(**overrides)
+    images = random_images(2, 64, 96)
+    expected, weights = model(images).logits, model.state_dict()
+    fused = model.fuse_batch_norm()
+    assert is_fused(fused)
+    torch.testing.assert_close(fused(images).logits, expected, rtol=0, atol=1e-5)
+    assert not torch.equal(fused(images).logits, expected)
+    assert all(torch.equal(value, weights[name]) for name, value in fused.state_dict().items())
+    fused.save_pretrained(tmp_path)
+    assert torch.equal(CtsPolicyModel.from_pretrained(tmp_path)(images).logits, expected)
+    assert torch.equal(fused.unfuse_batch_norm()(images).logits, expected)
+
+
+def test_fused_weights_are_never_stale():
+    model = policy_with_statistics()
+    with pytest.raises(ValueError, match=r"eval\(\)"):
+        model.train().fuse_batch_norm()
+    assert not is_fused(model.eval().fuse_batch_norm().train())
+    model.eval().fuse_batch_norm().load_state_dict(tiny_policy(seed=1).state_dict())
+    assert not is_fused(model)
+    assert torch.equal(model(random_images()).logits, tiny_policy(seed=1)(random_images()).logits)
+
+
+def test_a_fused_policy_still_passes_gradients_to_its_weights():
+    model = policy_with_statistics().fuse_batch_norm()
+    targets = torch.zeros(2, 4, 4, dtype=torch.int64)
+    model(random_images(), labels=targets).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_fused_half_precision_is_close(dtype):
+    model = policy_with_statistics(output_stride=16)
+    expected = model(random_images()).logits
+    for fused in (copy.deepcopy(model).to(dtype).fuse_batch_norm(), copy.deepcopy(model).fuse_batch_norm().to(dtype)):
+        logits = fused(random_images()).logits
+        assert logits.dtype == dtype
+        difference = (logits.float() - expected).abs().max() / expected.abs().max()
+        assert difference < 30 * torch.finfo(dtype).eps
+
+
+def test_a_frozen_policy_can_be_fused_inside_its_model():
+    model = tiny_model()
+    model.cts.policy.fuse_batch_norm()
+    assert is_fused(model.cts.policy)
+    assert not is_fused(model.train().cts.policy)
+
+
+@torch.no_grad()
+def test_half_resolution_is_the_mean_of_2_x_2_pixels():
+    images = random_images(2, 32, 48)
+    torch.testing.assert_close(halve(images), torch.nn.functional.avg_pool2d(images, 2))

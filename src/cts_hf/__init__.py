@@ -14,6 +14,7 @@
 """Content-aware Token Sharing (CTS) for semantic segmentation with Vision Transformers."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .configuration_cts import CtsConfig, CtsPolicyConfig
 from .image_processing_cts import CtsImageProcessor
@@ -41,6 +42,8 @@ AutoConfig.register(CtsPolicyConfig.model_type, CtsPolicyConfig, exist_ok=True)
 AutoModel.register(CtsConfig, CtsModel, exist_ok=True)
 AutoModel.register(CtsPolicyConfig, CtsPolicyModel, exist_ok=True)
 AutoModelForSemanticSegmentation.register(CtsConfig, CtsForSemanticSegmentation, exist_ok=True)
+# The pipeline looks for the name here, and otherwise says that the model is not supported before it runs it.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[CtsConfig.model_type] = CtsForSemanticSegmentation.__name__
 AutoImageProcessor.register(
     CtsConfig,
     image_processor_classes={"torchvision": CtsImageProcessor, "pil": CtsImageProcessorPil},

@@ -199,6 +199,8 @@ class CtsConfig(PreTrainedConfig):
             Layers of the mask transformer.
         decoder_num_attention_heads (`int`, *optional*):
             Attention heads of the mask transformer, `hidden_size // 64` by default.
+        decoder_layer_norm_eps (`float`, *optional*):
+            Epsilon of the layer normalizations of the mask transformer, `layer_norm_eps` by default.
         decoder_dropout_prob (`float`, *optional*, defaults to 0.0):
             Dropout after the attention and MLP of each decoder layer.
         decoder_drop_path_rate (`float`, *optional*, defaults to 0.0):
@@ -239,6 +241,7 @@ class CtsConfig(PreTrainedConfig):
     decoder_type: str = "mask_transformer"
     decoder_num_hidden_layers: int = 2
     decoder_num_attention_heads: int | None = None
+    decoder_layer_norm_eps: float | None = None
     decoder_dropout_prob: float | int = 0.0
     decoder_drop_path_rate: float | int = 0.0
     semantic_loss_ignore_index: int = 255
@@ -259,6 +262,8 @@ class CtsConfig(PreTrainedConfig):
             raise ValueError(f"`decoder_type` must be 'mask_transformer' or 'linear', got {self.decoder_type!r}.")
         if self.decoder_num_attention_heads is None:
             self.decoder_num_attention_heads = max(1, self.hidden_size // 64)
+        if self.decoder_layer_norm_eps is None:
+            self.decoder_layer_norm_eps = self.layer_norm_eps
         for name in ("num_attention_heads", "decoder_num_attention_heads"):
             if self.hidden_size % getattr(self, name):
                 raise ValueError(
@@ -289,8 +294,12 @@ class CtsConfig(PreTrainedConfig):
                 "transformers_version": self.transformers_version,
             }
             self.policy_config = CtsPolicyConfig(**{**defaults, **self.policy_config})
-        for name, expected in (("superpatch_size", superpatch_size), ("num_channels", self.num_channels)):
-            value = getattr(self.policy_config, name)
+        self.check_policy_config(self.policy_config)
+
+    def check_policy_config(self, policy_config: CtsPolicyConfig) -> None:
+        """Refuses the configuration of a policy for superpatches of another size, or for other channels."""
+        for name, expected in (("superpatch_size", 2 * self.patch_size), ("num_channels", self.num_channels)):
+            value = getattr(policy_config, name)
             if value != expected:
                 raise ValueError(
                     f"`policy_config.{name}` must be {expected} for a model with patch_size={self.patch_size} and "

@@ -19,48 +19,25 @@ what is missing, left over or misshaped is an error that lists it.
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .configuration_cts import CtsConfig, CtsPolicyConfig
 from .modeling_cts import CtsForSemanticSegmentation, CtsModel
 from .modeling_cts_policy import CtsPolicyModel
-from .weight_files import read_weights, rename_lite0_package
+from .weight_files import read_weights
+from .weight_names import (
+    from_original,
+    merge_to_original,
+    original_name,
+    rename_augreg,
+    rename_lite0_package,
+    rename_mmsegmentation,
+    rename_transformers,
+)
 
 
-# Our names to those of the original implementation (https://github.com/tue-mps/CTS, built on Segmenter and timm).
-_ORIGINAL_NAMES = (
-    (r"^cts\.embeddings\.cls_token", "encoder.cls_token"),
-    (r"^cts\.embeddings\.distillation_token", "encoder.dist_token"),
-    (r"^cts\.embeddings\.position_embeddings", "encoder.pos_embed"),
-    (r"^cts\.embeddings\.patch_embeddings\.projection\.", "encoder.patch_embed.proj."),
-    (r"^cts\.layers\.", "encoder.blocks."),
-    (r"^cts\.layernorm\.", "encoder.norm."),
-    (r"^cts\.policy\.", "policy_net."),
-    (r"^decode_head\.projection\.", "decoder.proj_dec."),
-    (r"^decode_head\.class_embeddings", "decoder.cls_emb"),
-    (r"^decode_head\.layers\.", "decoder.blocks."),
-    (r"^decode_head\.layernorm\.", "decoder.decoder_norm."),
-    (r"^decode_head\.patch_projection\.weight", "decoder.proj_patch"),
-    (r"^decode_head\.class_projection\.weight", "decoder.proj_classes"),
-    (r"^decode_head\.mask_norm\.", "decoder.mask_norm."),
-    (r"^decode_head\.classifier\.", "decoder.head."),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
-    (r"\.attention\.o_proj\.", ".attn.proj."),
-    (r"\.attention\.[qkv]_proj\.", ".attn.qkv."),
-)
-# The names of ViT and DeiT in transformers before 5.0 to ours; later ones are ours already.
-_TRANSFORMERS_NAMES = (
-    (r"^(vit|deit)\.", ""),
-    (r"^encoder\.layer\.", "layers."),
-    (r"\.attention\.attention\.(q)uery\.", r".attention.\1_proj."),
-    (r"\.attention\.attention\.(k)ey\.", r".attention.\1_proj."),
-    (r"\.attention\.attention\.(v)alue\.", r".attention.\1_proj."),
-    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
-    (r"\.intermediate\.dense\.", ".mlp.fc1."),
-    (r"\.output\.dense\.", ".mlp.fc2."),
-)
 # The ImageNet classifiers that Segmenter's encoder and timm's EfficientNet carry along.
 _UNUSED_SEGMENTER_WEIGHTS = ("encoder.head.", "encoder.head_dist.")
 _UNUSED_TRUNK_WEIGHTS = ("conv_head.", "bn2.", "classifier.")
@@ -72,37 +49,96 @@ _STRIDE_OF_NUM_STAGES = {3: 8, 5: 16, 7: 32}
 def convert_segmenter(
     state_dict: Mapping[str, torch.Tensor],
     *,
-    image_size: int | tuple[int, int],
-    patch_size: int = 16,
+    image_size: int | tuple[int, int] | None = None,
+    patch_size: int | None = None,
     num_attention_heads: int | None = None,
     token_reduction: float = 0.0,
+    **options: Any,
 ) -> CtsForSemanticSegmentation:
     """
-    Makes a model of the weights of the original CTS, with or without its policy network, or of Segmenter.
+    Makes a model of the weights of the original CTS, with or without its policy network, or of Segmenter. Without
+    policy network, [`~CtsForSemanticSegmentation.set_policy`] adds one.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`):
             Weights under their original names (`encoder.*`, `decoder.*`, `policy_net.*`), of any floating dtype.
-        image_size (`int` or `(height, width)`):
-            Size in pixels that the position embeddings are made for.
-        patch_size (`int`):
-            Side of a patch in pixels.
+        image_size (`int` or `(height, width)`, *optional*):
+            Size in pixels that the position embeddings are made for; a square by default.
+        patch_size (`int`, *optional*):
+            Side of a patch in pixels; read off the weights by default.
         num_attention_heads (`int`, *optional*):
             Heads of the encoder, which no shape tells; `hidden_size // 64` by default, as in every published model.
         token_reduction (`float`):
             Fraction of the tokens that the model removes unless a call says otherwise.
+        options:
+            Further options of [`CtsConfig`] that no shape tells, such as dropout rates and `id2label`.
 
     Returns:
         [`CtsForSemanticSegmentation`]: In float32 and evaluation mode.
 
     Raises:
-        ValueError: If weights are missing, left over or misshaped; all of them are listed.
+        ValueError: If weights are missing, left over or misshaped; all of them are listed. If an option contradicts
+            the weights.
     """
     state_dict = {name: value for name, value in state_dict.items() if not name.startswith(_UNUSED_SEGMENTER_WEIGHTS)}
-    config = _segmenter_config(state_dict, image_size, patch_size, num_attention_heads, token_reduction)
+    shapes = _read_shapes(state_dict, image_size, patch_size)
+    if contradicted := sorted(name for name in options.keys() & shapes.keys() if options[name] != shapes[name]):
+        pairs = ", ".join(f"{name}={options[name]!r} (weights: {shapes[name]!r})" for name in contradicted)
+        raise ValueError(f"The weights contradict {pairs}. Leave these options out: they are read off the weights.")
+    num_names = len(options.get("id2label") or {})
+    if num_names not in (0, shapes["num_labels"]):
+        raise ValueError(
+            f"The weights are for {shapes['num_labels']} classes, got names of {num_names}. Pass one name per class."
+        )
+    config = CtsConfig(
+        **{**options, **shapes},
+        num_attention_heads=num_attention_heads or max(1, shapes["hidden_size"] // 64),
+        token_reduction=token_reduction,
+    )
     model = CtsForSemanticSegmentation(config)
-    _load(model, {name: _original_name(name) for name in model.state_dict()}, state_dict)
+    _load(model, {name: original_name(name) for name in model.state_dict()}, state_dict)
     return model.eval()
+
+
+def convert_mmsegmentation(
+    state_dict: Mapping[str, torch.Tensor], *, image_size: int | tuple[int, int] | None = None, **options: Any
+) -> CtsForSemanticSegmentation:
+    """
+    Makes a model of the weights of mmsegmentation's Segmenter: `VisionTransformer` with `final_norm`, and
+    `SegmenterMaskTransformerHead` or the `FCNHead` without convolutions that its linear models have. It interpolates
+    position embeddings bicubically where the image has another size than the trained one, and this package bilinearly;
+    at the trained size the outputs are equal.
+
+    Args:
+        state_dict (`Mapping[str, torch.Tensor]`):
+            Weights named `backbone.*` and `decode_head.*`, unwrapped.
+        image_size (`int` or `(height, width)`, *optional*):
+            `img_size` of the backbone; a square by default.
+        options:
+            As for [`convert_segmenter`].
+
+    Raises:
+        ValueError: As [`convert_segmenter`], which lists weights under Segmenter's names.
+    """
+    # The epsilon of its ViT configurations, and the one of heads, which no configuration changes.
+    options = {"layer_norm_eps": 1e-6, "decoder_layer_norm_eps": 1e-5, **options}
+    return convert_segmenter(rename_mmsegmentation(state_dict), image_size=image_size, **options)
+
+
+def to_original(model: CtsForSemanticSegmentation) -> dict[str, torch.Tensor]:
+    """
+    The weights of a model under the names and in the shapes of the original CTS and Segmenter, the inverse of
+    [`convert_segmenter`]. Their encoder also has an ImageNet classifier that segmentation does not use and that is not
+    here: load with `strict=False`.
+
+    Args:
+        model ([`CtsForSemanticSegmentation`]): With or without policy.
+    """
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in model.state_dict().items():
+        parts.setdefault(original_name(name), {})[name] = value
+    num_channels = model.config.num_channels
+    return {source: merge_to_original(values, source, num_channels).clone() for source, values in parts.items()}
 
 
 def convert_policy(
@@ -203,16 +239,19 @@ def load_vit_weights(model: CtsModel | CtsForSemanticSegmentation, source: str |
         model ([`CtsModel`] or [`CtsForSemanticSegmentation`]):
             A model whose encoder has the same widths and number of layers.
         source (`str` or `Path`):
-            What [`read_weights`] opens, under the names of timm or of transformers' `ViTModel` and `DeiTModel`.
+            What [`read_weights`] opens, under the names of timm, of transformers' `ViTModel` and `DeiTModel`, or of
+            Google's AugReg (`.npz`).
 
     Raises:
         ValueError: If weights are missing, left over or misshaped; all of them are listed.
     """
     model = getattr(model, "cts", model)
     state_dict = read_weights(source)
+    if "Transformer/posembed_input/pos_embedding" in state_dict:
+        state_dict = rename_augreg(state_dict)
     is_timm = "pos_embed" in state_dict
     if not is_timm:
-        state_dict = {_rename(name, _TRANSFORMERS_NAMES): value for name, value in state_dict.items()}
+        state_dict = rename_transformers(state_dict)
     state_dict = {name: value for name, value in state_dict.items() if not name.startswith(_UNUSED_VIT_WEIGHTS)}
     positions, distillation = (
         ("pos_embed", "dist_token") if is_timm else ("embeddings.position_embeddings", "embeddings.distillation_token")
@@ -225,7 +264,7 @@ def load_vit_weights(model: CtsModel | CtsForSemanticSegmentation, source: str |
     names = [name for name in model.state_dict() if not name.startswith("policy.")]
     sources = {name: name for name in names}
     if is_timm:
-        sources = {name: _original_name(f"cts.{name}").removeprefix("encoder.") for name in names}
+        sources = {name: original_name(f"cts.{name}").removeprefix("encoder.") for name in names}
     _load(model, sources, state_dict)
 
 
@@ -242,46 +281,55 @@ def _resize_positions(positions: torch.Tensor, has_distillation_token: bool, mod
     return torch.cat([prefix[:, : model.embeddings.num_prefix_tokens].to(patches.dtype), patches], dim=1)
 
 
-def _segmenter_config(
-    state_dict: Mapping[str, torch.Tensor],
-    image_size: int | tuple[int, int],
-    patch_size: int,
-    num_attention_heads: int | None,
-    token_reduction: float,
-) -> CtsConfig:
+def _read_shapes(
+    state_dict: Mapping[str, torch.Tensor], image_size: int | tuple[int, int] | None, patch_size: int | None
+) -> dict[str, Any]:
+    """The options of [`CtsConfig`] that the shapes of a Segmenter's weights tell."""
     _, num_channels, kernel_size, _ = _require(state_dict, "encoder.patch_embed.proj.weight").shape
-    if kernel_size != patch_size:
+    if patch_size not in (None, kernel_size):
         raise ValueError(f"The weights are for patch_size={kernel_size}, got patch_size={patch_size}.")
     intermediate_size, hidden_size = _require(state_dict, "encoder.blocks.0.mlp.fc1.weight").shape
     is_linear = "decoder.head.weight" in state_dict
-    use_policy = any(name.startswith("policy_net.") for name in state_dict)
+    num_labels = _require(state_dict, "decoder.head.weight" if is_linear else "decoder.mask_norm.weight").shape[0]
     policy_config = None
-    if use_policy:
+    if use_policy := any(name.startswith("policy_net.") for name in state_dict):
         policy_config = {"output_stride": _output_stride(state_dict, "policy_net.backbone.")}
-    return CtsConfig(
-        image_size=image_size,
-        patch_size=patch_size,
-        num_channels=num_channels,
-        hidden_size=hidden_size,
-        num_hidden_layers=_count_blocks(state_dict, "encoder.blocks."),
-        num_attention_heads=num_attention_heads or max(1, hidden_size // 64),
-        intermediate_size=intermediate_size,
-        qkv_bias="encoder.blocks.0.attn.qkv.bias" in state_dict,
-        use_distillation_token="encoder.dist_token" in state_dict,
-        token_reduction=token_reduction,
-        use_policy=use_policy,
-        policy_config=policy_config,
-        decoder_type="linear" if is_linear else "mask_transformer",
-        decoder_num_hidden_layers=2 if is_linear else _count_blocks(state_dict, "decoder.blocks."),
-        num_labels=_require(state_dict, "decoder.head.weight" if is_linear else "decoder.mask_norm.weight").shape[0],
-    )
+    use_distillation_token = "encoder.dist_token" in state_dict
+    if image_size is None:
+        num_patches = _require(state_dict, "encoder.pos_embed").shape[1] - 1 - use_distillation_token
+        image_size = _square_size(num_patches, kernel_size)
+    return {
+        "image_size": image_size,
+        "patch_size": kernel_size,
+        "num_channels": num_channels,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": _count_blocks(state_dict, "encoder.blocks."),
+        "intermediate_size": intermediate_size,
+        "qkv_bias": "encoder.blocks.0.attn.qkv.bias" in state_dict,
+        "use_distillation_token": use_distillation_token,
+        "use_policy": use_policy,
+        "policy_config": policy_config,
+        "decoder_type": "linear" if is_linear else "mask_transformer",
+        "decoder_num_hidden_layers": 2 if is_linear else _count_blocks(state_dict, "decoder.blocks."),
+        "num_labels": num_labels,
+    }
+
+
+def _square_size(num_patches: int, patch_size: int) -> int:
+    side = round(num_patches**0.5)
+    if side * side != num_patches:
+        raise ValueError(
+            f"The position embeddings are for {num_patches} patches, which make no square. Pass `image_size` as "
+            "(height, width)."
+        )
+    return side * patch_size
 
 
 def _require(state_dict: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     if name not in state_dict:
         raise ValueError(
             f"These are not the weights of the expected model: {name!r} is missing among {len(state_dict)} tensors "
-            f"({_some(sorted(state_dict))}). Pass the state dict itself, under its original names."
+            f"({', '.join(sorted(state_dict)[:5])}, ...). Pass the state dict itself, under its original names."
         )
     return state_dict[name]
 
@@ -306,26 +354,6 @@ def _stage(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-def _original_name(name: str) -> str:
-    return _rename(name, _ORIGINAL_NAMES)
-
-
-def _rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _from_original(name: str, source: str, value: torch.Tensor) -> torch.Tensor:
-    if ".qkv." in source:
-        return value.chunk(3)["qkv".index(re.search(r"\.([qkv])_proj\.", name)[1])]
-    if name.endswith("patch_embeddings.projection.weight"):
-        return value.flatten(1)  # a convolution whose stride is its kernel is a linear layer
-    if source.endswith((".proj_patch", ".proj_classes")):
-        return value.T  # the original multiplies from the left
-    return value
-
-
 @torch.no_grad()
 def _load(model: torch.nn.Module, sources: Mapping[str, str], state_dict: Mapping[str, torch.Tensor]) -> None:
     """Copies into each parameter and buffer of `model` the weight that `sources` names for it, or nothing at all."""
@@ -337,7 +365,7 @@ def _load(model: torch.nn.Module, sources: Mapping[str, str], state_dict: Mappin
         if source in state_dict or not source.endswith(".num_batches_tracked")
     }
     converted = {
-        name: _from_original(name, source, state_dict[source])
+        name: from_original(name, source, state_dict[source])
         for name, source in sources.items()
         if source in state_dict
     }
@@ -359,8 +387,11 @@ def _load(model: torch.nn.Module, sources: Mapping[str, str], state_dict: Mappin
         expected[name].copy_(value)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-__all__ = ["convert_policy", "convert_segmenter", "load_policy_trunk", "load_vit_weights"]
+__all__ = [
+    "convert_mmsegmentation",
+    "convert_policy",
+    "convert_segmenter",
+    "load_policy_trunk",
+    "load_vit_weights",
+    "to_original",
+]

@@ -29,7 +29,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cts import CtsConfig
 from .modeling_cts_decoders import DECODERS, CtsMaskTransformerDecoder
-from .modeling_cts_embeddings import CtsEmbeddings
+from .modeling_cts_embeddings import CtsEmbeddings, grid_mask, image_sizes
 from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask
 from .modeling_cts_policy import CtsPolicyModel, check_label_ids, pad_to_superpatches, policy_loss
 from .token_sharing import (
@@ -37,6 +37,7 @@ from .token_sharing import (
     TokenLayout,
     build_layout,
     build_padded_layout,
+    check_scores,
     num_shared_superpatches,
     superpatch_targets,
     unshare,
@@ -127,6 +128,24 @@ class CtsPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CtsMaskTransformerDecoder):
             init.trunc_normal_(module.class_embeddings, mean=0.0, std=std)
 
+    def set_policy(self, policy: CtsPolicyModel) -> None:
+        """
+        Gives the model a policy, in place of the one it may have; its configuration follows. As ever, the policy is
+        frozen if `config.policy_loss_weight` is 0 and trained otherwise.
+
+        Args:
+            policy ([`CtsPolicyModel`]): Becomes part of this model, on its device and in its dtype.
+
+        Raises:
+            ValueError: If the policy is for superpatches of another size or for other channels.
+        """
+        self.config.check_policy_config(policy.config)
+        base = self.base_model
+        base.policy = policy.to(device=self.device, dtype=self.dtype)
+        self.config.use_policy, self.config.policy_config = True, policy.config
+        policy.requires_grad_(True).train(base.training)
+        base._freeze_policy()
+
 
 class CtsModel(CtsPreTrainedModel):
     """
@@ -142,7 +161,8 @@ class CtsModel(CtsPreTrainedModel):
         self.embeddings = CtsEmbeddings(config)
         drop_path = drop_path_schedule(config.drop_path_rate, config.num_hidden_layers)
         self.layers = nn.ModuleList(
-            CtsLayer(config, config.num_attention_heads, config.hidden_dropout_prob, rate) for rate in drop_path
+            CtsLayer(config, config.num_attention_heads, config.layer_norm_eps, config.hidden_dropout_prob, rate)
+            for rate in drop_path
         )
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
@@ -237,58 +257,31 @@ class CtsModel(CtsPreTrainedModel):
         rows, columns = pixel_values.shape[2] // superpatch_size, pixel_values.shape[3] // superpatch_size
         num_shared = num_shared_superpatches(token_reduction, 4 * rows * columns)
 
+        superpatch_mask = None if image_grids is None else grid_mask(image_grids // 2, rows, columns)
+
         shape = (pixel_values.shape[0], rows, columns)
         policy_logits = None
         if superpatch_scores is not None:
-            _check_scores(superpatch_scores, shape)
+            check_scores(superpatch_scores, shape)
             scores = superpatch_scores.to(pixel_values.device)
         elif num_shared == 0:
             scores = pixel_values.new_zeros(shape)
         else:
-            policy_logits = self._run_policy(pixel_values)
+            policy_logits = self._run_policy(pixel_values, superpatch_mask)
             scores = (policy_logits[:, 1] - policy_logits[:, 0]).detach()
 
-        if image_grids is None:
+        if superpatch_mask is None:
             return build_layout(scores, num_shared), policy_logits
-        superpatch_mask = _grid_mask(image_grids // 2, rows, columns)
         return build_padded_layout(scores, token_reduction, superpatch_mask), policy_logits
 
-    def _run_policy(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def _run_policy(self, pixel_values: torch.Tensor, superpatch_mask: torch.Tensor | None) -> torch.Tensor:
         if self.policy is None:
             raise ValueError(
                 "This model has no policy (`use_policy=False`): give `superpatch_scores`, or `token_reduction=0` to "
                 "run it without sharing."
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._policy_is_frozen()):
-            return self.policy(pixel_values, return_dict=True).logits
-
-
-def image_sizes(pixel_mask: torch.Tensor) -> torch.Tensor:
-    """Height and width, in pixels, of each image of a padded batch: `(batch_size, 2)`, int64."""
-    is_real = pixel_mask.bool()
-    return torch.stack([is_real[:, :, 0].sum(dim=1), is_real[:, 0, :].sum(dim=1)], dim=1)
-
-
-def _grid_mask(sizes: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    row_is_real = torch.arange(rows, device=sizes.device) < sizes[:, :1]
-    column_is_real = torch.arange(columns, device=sizes.device) < sizes[:, 1:]
-    return row_is_real[:, :, None] & column_is_real[:, None, :]
-
-
-def _check_scores(superpatch_scores: torch.Tensor, shape: tuple[int, int, int]) -> None:
-    if superpatch_scores.shape != shape:
-        raise ValueError(
-            f"`superpatch_scores` must have shape (batch_size, superpatch_rows, superpatch_columns) = {shape} for "
-            f"these images, got {tuple(superpatch_scores.shape)}."
-        )
-    if torch.compiler.is_compiling():
-        return
-    advice = "`superpatch_scores` hold NaN, which has no rank. Replace it, for example with `torch.nan_to_num`."
-    is_nan = superpatch_scores.isnan().any()
-    if superpatch_scores.device.type != "cpu":
-        torch._assert_async(~is_nan, advice)
-    elif is_nan:
-        raise ValueError(advice)
+            return self.policy(pixel_values, superpatch_mask=superpatch_mask, return_dict=True).logits
 
 
 class CtsForSemanticSegmentation(CtsPreTrainedModel):

@@ -61,13 +61,19 @@ class CtsMaskTransformerDecoder(nn.Module):
         self.class_embeddings = nn.Parameter(torch.zeros(1, config.num_labels, config.hidden_size))
         drop_path = drop_path_schedule(config.decoder_drop_path_rate, config.decoder_num_hidden_layers)
         self.layers = nn.ModuleList(
-            CtsLayer(config, config.decoder_num_attention_heads, config.decoder_dropout_prob, rate)
+            CtsLayer(
+                config,
+                config.decoder_num_attention_heads,
+                config.decoder_layer_norm_eps,
+                config.decoder_dropout_prob,
+                rate,
+            )
             for rate in drop_path
         )
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.decoder_layer_norm_eps)
         self.patch_projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.class_projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.mask_norm = nn.LayerNorm(config.num_labels, eps=config.layer_norm_eps)
+        self.mask_norm = nn.LayerNorm(config.num_labels, eps=config.decoder_layer_norm_eps)
 
     def forward(
         self,

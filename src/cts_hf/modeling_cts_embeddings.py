@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from .configuration_cts import CtsConfig
-from .token_sharing import TokenLayout, share
+from .modeling_cts_policy import halve
+from .token_sharing import TokenLayout, is_identity, share
 
 
 class CtsPatchEmbeddings(nn.Module):
@@ -33,7 +34,9 @@ class CtsPatchEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         patches = self._unfold(pixel_values)  # (B, N, C * P * P)
-        superpatches = self._unfold(nn.functional.avg_pool2d(pixel_values, 2))  # (B, N/4, C * P * P)
+        if is_identity(layout):
+            return self.projection(patches)
+        superpatches = self._unfold(halve(pixel_values))  # (B, N/4, C * P * P)
         return self.projection(share(patches, superpatches, layout))
 
     def _unfold(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -96,6 +99,8 @@ class CtsEmbeddings(nn.Module):
             positions = _resample_positions(positions, grid, image_grids)
         elif grid != self.grid:
             positions = nn.functional.interpolate(positions, size=grid, mode="bilinear", align_corners=False)
+        if is_identity(layout):
+            return positions.flatten(2).transpose(1, 2)  # (1 or B, N, D)
         superpatch_positions = nn.functional.avg_pool2d(positions, 2)
         batch_size = layout.token_source.shape[0]
         return share(
@@ -123,4 +128,17 @@ def _resample_positions(positions: torch.Tensor, grid: tuple[int, int], image_gr
     return sampled.to(positions.dtype)
 
 
-__all__ = ["CtsEmbeddings", "CtsPatchEmbeddings"]
+def image_sizes(pixel_mask: torch.Tensor) -> torch.Tensor:
+    """Height and width, in pixels, of each image of a padded batch: `(batch_size, 2)`, int64."""
+    is_real = pixel_mask.bool()
+    return torch.stack([is_real[:, :, 0].sum(dim=1), is_real[:, 0, :].sum(dim=1)], dim=1)
+
+
+def grid_mask(sizes: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Where a grid of `rows` x `columns` is within `sizes`, `(batch_size, 2)`: `(batch_size, rows, columns)`, bool."""
+    row_is_real = torch.arange(rows, device=sizes.device) < sizes[:, :1]
+    column_is_real = torch.arange(columns, device=sizes.device) < sizes[:, 1:]
+    return row_is_real[:, :, None] & column_is_real[:, None, :]
+
+
+__all__ = ["CtsEmbeddings", "CtsPatchEmbeddings", "grid_mask", "image_sizes"]

@@ -124,11 +124,18 @@ class CtsDropPath(nn.Module):
 class CtsLayer(GradientCheckpointingLayer):
     """A pre-norm transformer layer on `hidden_states` of shape `(batch_size, sequence_length, hidden_size)`."""
 
-    def __init__(self, config: CtsConfig, num_attention_heads: int, dropout: float = 0.0, drop_path: float = 0.0):
+    def __init__(
+        self,
+        config: CtsConfig,
+        num_attention_heads: int,
+        layer_norm_eps: float,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ):
         super().__init__()
         self.attention = CtsAttention(config, num_attention_heads)
-        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=layer_norm_eps)
         self.mlp = CtsMLP(config)
         self.dropout = nn.Dropout(dropout)
         self.drop_path = CtsDropPath(drop_path)

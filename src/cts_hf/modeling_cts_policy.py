@@ -12,13 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The policy network of CTS: which superpatches show one class? An EfficientNet-Lite0 trunk (Liu, 2020: EfficientNet
-without squeeze-and-excitation, ReLU6 instead of swish) with a 1 x 1 convolution on top (paper, section 3.2). The
-parameters of the trunk have timm's names, so that its checkpoints load as they are.
+The policy network of CTS: which superpatches show one class? An EfficientNet-Lite0 trunk with a 1 x 1 convolution on
+top (paper, section 3.2).
 """
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -28,144 +28,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_cts import CtsPolicyConfig
-
-
-# Block type, blocks, kernel size, stride, expansion, output channels of each stage of EfficientNet-Lite0.
-_STAGES = (
-    ("depthwise_separable", 1, 3, 1, 1, 16),
-    ("inverted_residual", 2, 3, 2, 6, 24),
-    ("inverted_residual", 2, 5, 2, 6, 40),
-    ("inverted_residual", 3, 3, 2, 6, 80),
-    ("inverted_residual", 3, 5, 1, 6, 112),
-    ("inverted_residual", 4, 5, 2, 6, 192),
-    ("inverted_residual", 1, 3, 1, 6, 320),
-)
-_STEM_CHANNELS = 32
-_NUM_STAGES_OF_STRIDE = {8: 3, 16: 5, 32: 7}
-
-
-def scaled_channels(channels: int, width_coefficient: float) -> int:
-    """Channels of a stage of a wider or narrower trunk: a multiple of 8 that is at most 10 % below the exact value."""
-    exact = channels * width_coefficient
-    rounded = max(8, int(exact + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * exact else rounded
-
-
-class CtsPolicyConv2d(nn.Conv2d):
-    """A convolution without bias that keeps the size of the grid, or divides it by the stride rounding up."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1, tf_padding=False
-    ):
-        # TensorFlow pads strided convolutions by need, which depends on the size of the input: see `forward`.
-        self.pads_by_need = tf_padding and stride > 1
-        padding = 0 if self.pads_by_need else (kernel_size - 1) // 2
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.pads_by_need:
-            kernel_size, stride = self.kernel_size[0], self.stride[0]
-            height, width = (
-                max((math.ceil(side / stride) - 1) * stride + kernel_size - side, 0)
-                for side in hidden_states.shape[-2:]
-            )
-            padding = (width // 2, width - width // 2, height // 2, height - height // 2)
-            hidden_states = nn.functional.pad(hidden_states, padding)
-        return super().forward(hidden_states)
-
-
-class CtsPolicyDepthwiseSeparable(nn.Module):
-    """Depthwise, then pointwise convolution, on `(batch_size, channels, height, width)`."""
-
-    def __init__(self, config: CtsPolicyConfig, in_channels: int, out_channels: int, kernel_size: int, stride: int):
-        super().__init__()
-        self.conv_dw = CtsPolicyConv2d(
-            in_channels, in_channels, kernel_size, stride, groups=in_channels, tf_padding=config.tf_padding
-        )
-        self.bn1 = nn.BatchNorm2d(in_channels, eps=config.batch_norm_eps)
-        self.conv_pw = CtsPolicyConv2d(in_channels, out_channels, 1)
-        self.bn2 = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps)
-        self.act = nn.ReLU6()
-        self.has_residual = stride == 1 and in_channels == out_channels
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        residual = hidden_states
-        hidden_states = self.act(self.bn1(self.conv_dw(hidden_states)))
-        hidden_states = self.bn2(self.conv_pw(hidden_states))
-        return residual + hidden_states if self.has_residual else hidden_states
-
-
-class CtsPolicyInvertedResidual(nn.Module):
-    """Expanding, depthwise and projecting convolution, on `(batch_size, channels, height, width)`."""
-
-    def __init__(
-        self,
-        config: CtsPolicyConfig,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int,
-        expansion: int,
-    ):
-        super().__init__()
-        hidden_channels = expansion * in_channels
-        self.conv_pw = CtsPolicyConv2d(in_channels, hidden_channels, 1)
-        self.bn1 = nn.BatchNorm2d(hidden_channels, eps=config.batch_norm_eps)
-        self.conv_dw = CtsPolicyConv2d(
-            hidden_channels, hidden_channels, kernel_size, stride, hidden_channels, config.tf_padding
-        )
-        self.bn2 = nn.BatchNorm2d(hidden_channels, eps=config.batch_norm_eps)
-        self.conv_pwl = CtsPolicyConv2d(hidden_channels, out_channels, 1)
-        self.bn3 = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps)
-        self.act = nn.ReLU6()
-        self.has_residual = stride == 1 and in_channels == out_channels
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        residual = hidden_states
-        hidden_states = self.act(self.bn1(self.conv_pw(hidden_states)))
-        hidden_states = self.act(self.bn2(self.conv_dw(hidden_states)))
-        hidden_states = self.bn3(self.conv_pwl(hidden_states))
-        return residual + hidden_states if self.has_residual else hidden_states
-
-
-class CtsPolicyBackbone(nn.Module):
-    """The stem and the stages of EfficientNet-Lite0 down to `config.output_stride`."""
-
-    def __init__(self, config: CtsPolicyConfig):
-        super().__init__()
-        self.conv_stem = CtsPolicyConv2d(config.num_channels, _STEM_CHANNELS, 3, 2, tf_padding=config.tf_padding)
-        self.bn1 = nn.BatchNorm2d(_STEM_CHANNELS, eps=config.batch_norm_eps)
-        self.act = nn.ReLU6()
-        self.blocks = nn.ModuleList()
-        channels = _STEM_CHANNELS
-        for index in range(_NUM_STAGES_OF_STRIDE[config.output_stride]):
-            stage = self._build_stage(config, index, channels)
-            channels = scaled_channels(_STAGES[index][-1], config.width_coefficient)
-            self.blocks.append(stage)
-        self.num_features = channels
-
-    @staticmethod
-    def _build_stage(config: CtsPolicyConfig, index: int, in_channels: int) -> nn.Sequential:
-        block_type, num_blocks, kernel_size, stride, expansion, out_channels = _STAGES[index]
-        out_channels = scaled_channels(out_channels, config.width_coefficient)
-        if 0 < index < len(_STAGES) - 1:
-            num_blocks = math.ceil(num_blocks * config.depth_coefficient)
-        blocks = []
-        for block_index in range(num_blocks):
-            channels = in_channels if block_index == 0 else out_channels
-            block_stride = stride if block_index == 0 else 1
-            if block_type == "depthwise_separable":
-                block = CtsPolicyDepthwiseSeparable(config, channels, out_channels, kernel_size, block_stride)
-            else:
-                block = CtsPolicyInvertedResidual(config, channels, out_channels, kernel_size, block_stride, expansion)
-            blocks.append(block)
-        return nn.Sequential(*blocks)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.act(self.bn1(self.conv_stem(pixel_values)))
-        for stage in self.blocks:
-            hidden_states = stage(hidden_states)
-        return hidden_states
+from .modeling_cts_trunk import CtsPolicyBackbone, CtsPolicyConv2d
 
 
 @dataclass
@@ -218,8 +81,46 @@ class CtsPolicyModel(PreTrainedModel):
             fan_out = module.kernel_size[0] ** 2 * module.out_channels // module.groups
             init.normal_(module.weight, mean=0.0, std=math.sqrt(2.0 / fan_out))
 
+    def train(self, mode: bool = True):
+        if mode:
+            self.unfuse_batch_norm()  # what follows may change the weights
+        return super().train(mode)
+
+    def fuse_batch_norm(self):
+        """
+        Folds the batch normalizations into the convolutions, for faster inference. The logits change by rounding
+        errors only. State dict and checkpoints stay as they are; training mode and loading of weights undo it, and
+        after any other change of the weights it must be called again.
+
+        Returns:
+            [`CtsPolicyModel`]: This model.
+
+        Raises:
+            ValueError: If the model is in training mode, where the statistics are those of each batch.
+        """
+        if self.training:
+            raise ValueError("`fuse_batch_norm` is for inference, and the policy is in training mode: call `eval()`.")
+        # Every convolution of the trunk is registered just before its normalization.
+        for convolution, norm in pairwise(self.backbone.modules()):
+            if isinstance(convolution, CtsPolicyConv2d):
+                convolution.fold(norm)
+        return self
+
+    def unfuse_batch_norm(self):
+        """Undoes [`~CtsPolicyModel.fuse_batch_norm`], exactly. Returns this model."""
+        for module in self.backbone.modules():
+            if isinstance(module, CtsPolicyConv2d):
+                module.unfold()
+        return self
+
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs) -> CtsPolicyOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        superpatch_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> CtsPolicyOutput:
         r"""
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
@@ -227,6 +128,10 @@ class CtsPolicyModel(PreTrainedModel):
                 whole superpatches.
             labels (`torch.LongTensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`, *optional*):
                 Superpatch targets, as [`~cts_hf.superpatch_targets`] makes them from label maps.
+            superpatch_mask (`torch.BoolTensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`,
+            *optional*):
+                `False` at superpatches that are padding, in a batch of images of different sizes. Each image then gets
+                the logits that it gets alone.
 
         Returns:
             [`CtsPolicyOutput`]: The logits, and the loss if there are `labels`.
@@ -236,7 +141,10 @@ class CtsPolicyModel(PreTrainedModel):
                 are not on the grid of superpatches or hold other values than 0, 1 and the ignore index.
         """
         pixel_values = pad_to_superpatches(pixel_values, self.config.superpatch_size, self.config.num_channels)
-        logits = self.head(self.backbone(self._resize(pixel_values.to(self.dtype))))
+        pixel_values = self._resize(pixel_values.to(self.dtype))
+        # Depthwise convolutions are about twice as fast with channels last, the layout that all that follows inherits.
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        logits = self.head(self.backbone(pixel_values, superpatch_mask))
 
         loss = None
         if labels is not None:
@@ -248,10 +156,20 @@ class CtsPolicyModel(PreTrainedModel):
         superpatch_size, output_stride = self.config.superpatch_size, self.config.output_stride
         if superpatch_size == output_stride:
             return pixel_values
+        if superpatch_size == 2 * output_stride:
+            return halve(pixel_values)
         if superpatch_size % output_stride == 0:
             return nn.functional.avg_pool2d(pixel_values, superpatch_size // output_stride)
         size = [side // superpatch_size * output_stride for side in pixel_values.shape[-2:]]
         return nn.functional.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
+
+
+def halve(pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    The images at half resolution, `(batch_size, num_channels, height / 2, width / 2)`; height and width must be even.
+    Bilinear interpolation is then the mean of 2 x 2 pixels, and faster on a CPU than pooling.
+    """
+    return nn.functional.interpolate(pixel_values, scale_factor=0.5, mode="bilinear", align_corners=False)
 
 
 def pad_to_superpatches(pixel_values: torch.Tensor, superpatch_size: int, num_channels: int) -> torch.Tensor:

@@ -155,6 +155,7 @@ def build_padded_layout(scores: torch.Tensor, token_reduction: float, superpatch
     most_shared = num_shared_superpatches(token_reduction, 4 * num_superpatches)
     budgets = (superpatch_mask.flatten(1).sum(dim=1, keepdim=True) * 4 * token_reduction / 3).round()
 
+    scores = scores if scores.is_floating_point() else scores.float()  # integers have no infinity
     ranking = (
         scores.masked_fill(~superpatch_mask, float("-inf")).flatten(1).argsort(dim=1, descending=True, stable=True)
     )
@@ -163,6 +164,33 @@ def build_padded_layout(scores: torch.Tensor, token_reduction: float, superpatch
     # Budgets are rounded: a smaller image can need up to one superpatch's tokens more than the largest one's share.
     num_tokens = 4 * num_superpatches - 3 * max(most_shared - 1, 0)
     return _number_tokens(shared.view(scores.shape), num_tokens, superpatch_mask)
+
+
+def check_scores(superpatch_scores: torch.Tensor, shape: tuple[int, int, int]) -> None:
+    """
+    Refuses scores of another shape than `(batch_size, superpatch_rows, superpatch_columns)`, and NaN. On an
+    accelerator the check for NaN runs there, so that the host need not wait for it.
+    """
+    if superpatch_scores.shape != shape:
+        raise ValueError(
+            f"`superpatch_scores` must have shape (batch_size, superpatch_rows, superpatch_columns) = {shape} for "
+            f"these images, got {tuple(superpatch_scores.shape)}."
+        )
+    if torch.compiler.is_compiling():
+        return
+    advice = "`superpatch_scores` hold NaN, which has no rank. Replace it, for example with `torch.nan_to_num`."
+    is_nan = superpatch_scores.isnan().any()
+    if superpatch_scores.device.type != "cpu":
+        torch._assert_async(~is_nan, advice)
+    elif is_nan:
+        raise ValueError(advice)
+
+
+def is_identity(layout: TokenLayout) -> bool:
+    """
+    Whether the tokens are the patches in order, as nothing is shared: as many tokens as patches, and no filling up.
+    """
+    return layout.token_mask is None and layout.token_source.shape == layout.patch_to_token.shape
 
 
 def share(patches: torch.Tensor, superpatches: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
@@ -186,7 +214,7 @@ def share(patches: torch.Tensor, superpatches: torch.Tensor, layout: TokenLayout
             f"The layout is for {num_patches} patches and {num_patches // 4} superpatches, got {patches.shape[1]} and "
             f"{superpatches.shape[1]}. Build it from scores of the same grid."
         )
-    if _is_identity(layout):
+    if is_identity(layout):
         return patches
     return _take(torch.cat([patches, superpatches], dim=1), layout.token_source)
 
@@ -208,7 +236,7 @@ def unshare(tokens: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
     num_tokens = layout.token_source.shape[1]
     if tokens.shape[1] != num_tokens:
         raise ValueError(f"The layout has {num_tokens} tokens, got {tokens.shape[1]}. Remove prefix tokens first.")
-    if _is_identity(layout):
+    if is_identity(layout):
         return tokens
     return _take(tokens, layout.patch_to_token)
 
@@ -229,13 +257,11 @@ def _count_superpatches(scores: torch.Tensor) -> int:
     return scores.shape[1] * scores.shape[2]
 
 
-def _is_identity(layout: TokenLayout) -> bool:
-    # As many tokens as patches and no filling up: nothing is shared, and the tokens are the patches in order.
-    return layout.token_mask is None and layout.token_source.shape == layout.patch_to_token.shape
-
-
 def _take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[2]))
+    # Copies whole rows of the flattened batch: on a CPU many times faster than `gather`, which goes value by value.
+    batch_size, length = values.shape[:2]
+    first_rows = length * torch.arange(batch_size, device=values.device)[:, None]
+    return values.flatten(0, 1).index_select(0, (first_rows + index).flatten()).unflatten(0, index.shape)
 
 
 def _number_tokens(shared: torch.Tensor, num_tokens: int, superpatch_mask: torch.Tensor | None = None) -> TokenLayout:
@@ -272,6 +298,8 @@ __all__ = [
     "TokenLayout",
     "build_layout",
     "build_padded_layout",
+    "check_scores",
+    "is_identity",
     "num_shared_superpatches",
     "share",
     "superpatch_targets",

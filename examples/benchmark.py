@@ -1,0 +1,30 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+How much faster a CTS model is than itself without token sharing.
+
+    python examples/benchmark.py --preset small-512 --json small-512.json
+    python examples/benchmark.py --preset base-512 --device cuda --dtype bfloat16 --compile --batch_size 1 32
+    python examples/benchmark.py --model outputs/camvid --token_reduction 0.3 0.4375 --image_size 512 768 --plot a.png
+
+prints latency, throughput, memory and multiply-adds of both, the ratio with its quartiles beside the bound that the
+multiply-adds set, and the time of each part of the forward. The presets are tiny-512, small-512, small-768, base-512
+and large-640: models of the paper with random weights, whose policy reads the image at half resolution.
+"""
+
+from cts_hf.benchmark import main
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,397 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+How much faster is token sharing, in fact? Measures a CTS model against itself with `token_reduction=0`, everything
+else being equal: weights, attention implementation, dtype, compilation and images. The runs of the two alternate in
+one process, so that a slow moment of the machine hits both, and the ratio is the median over these pairs.
+"""
+
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from torch.profiler import ProfilerActivity, profile
+from transformers import HfArgumentParser
+
+from .benchmark_report import format_report, plot_report
+from .budget_sweep import multiply_adds
+from .configuration_cts import CtsConfig
+from .image_processing_pil_cts import upsampled_argmax
+from .modeling_cts import CtsForSemanticSegmentation
+
+
+# The splits of the paper, as fractions of the tokens: 103 of 256 superpatches share at 512 pixels, 160 of 400 at 640,
+# 336 of 576 at 768.
+_REDUCTION_512, _REDUCTION_640, _REDUCTION_768 = 309 / 1024, 0.3, 0.4375
+_TINY = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+_SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
+_BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+_LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096, "num_hidden_layers": 24}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A Segmenter of the paper with patches of 16 pixels, 150 classes, random weights and a half-resolution policy."""
+
+    size: dict[str, int]
+    image_size: int
+    token_reduction: float
+    batch_size: int
+
+    def config(self) -> CtsConfig:
+        return CtsConfig(
+            image_size=self.image_size,
+            token_reduction=self.token_reduction,
+            num_labels=150,
+            policy_config={"output_stride": 16},
+            **self.size,
+        )
+
+
+PRESETS = {
+    "tiny-512": Preset(_TINY, 512, _REDUCTION_512, batch_size=4),
+    "small-512": Preset(_SMALL, 512, _REDUCTION_512, batch_size=4),
+    "small-768": Preset(_SMALL, 768, _REDUCTION_768, batch_size=2),
+    "base-512": Preset(_BASE, 512, _REDUCTION_512, batch_size=4),
+    "large-640": Preset(_LARGE, 640, _REDUCTION_640, batch_size=1),
+}
+
+
+@dataclass
+class BenchmarkArguments:
+    """What to measure. Several sizes, reductions or batch sizes are measured in every combination."""
+
+    preset: str | None = field(default=None, metadata={"help": f"One of {', '.join(PRESETS)}."})
+    model: str | None = field(
+        default=None, metadata={"help": "Instead of a preset: a checkpoint, or a folder with a config.json only."}
+    )
+    token_reduction: list[float] = field(
+        default_factory=list, metadata={"help": "Fractions of the tokens to remove, instead of the model's own."}
+    )
+    image_size: list[int] = field(
+        default_factory=list, metadata={"help": "Sides of square images in pixels, instead of the model's own."}
+    )
+    batch_size: list[int] = field(
+        default_factory=list, metadata={"help": "Images per forward, instead of the preset's (a model's is 1)."}
+    )
+    device: str = field(default="cpu", metadata={"help": "cpu, cuda or cuda:1."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the model."})
+    compile: bool = field(default=False, metadata={"help": "Compile the model, plain and sharing, as a whole."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "Any that transformers has."})
+    rounds: int | None = field(
+        default=None, metadata={"help": "Pairs of runs; by default what fits in half a minute, but 3 at least."}
+    )
+    json: str | None = field(default=None, metadata={"help": "File for the results."})
+    plot: str | None = field(default=None, metadata={"help": "Picture of the results, .png or .svg."})
+
+    def __post_init__(self):
+        if (self.preset is None) == (self.model is None):
+            raise ValueError(f"Give either `preset`, one of {', '.join(PRESETS)}, or `model`.")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}.")
+        if self.rounds is not None and self.rounds < 1:
+            raise ValueError(f"`rounds` must be at least 1, got {self.rounds}.")
+
+
+class Stopwatch:
+    """Adds up the time between marks, in milliseconds: CUDA events on a GPU, the clock of the host elsewhere."""
+
+    def __init__(self, device: torch.device):
+        self._is_cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = []
+
+    def start(self) -> None:
+        if self._is_cuda:
+            torch.cuda.synchronize()
+        self._marks.clear()
+        self.mark("start")
+
+    def mark(self, part: str) -> None:
+        """The time since the last mark was spent on `part`."""
+        if self._is_cuda:
+            moment = torch.cuda.Event(enable_timing=True)
+            moment.record()
+        else:
+            moment = time.perf_counter()
+        self._marks.append((part, moment))
+
+    def parts(self) -> dict[str, float]:
+        if self._is_cuda:
+            torch.cuda.synchronize()
+        parts: dict[str, float] = {}
+        for (_, before), (part, after) in zip(self._marks, self._marks[1:], strict=False):
+            spent = before.elapsed_time(after) if self._is_cuda else 1000 * (after - before)
+            parts[part] = parts.get(part, 0.0) + spent
+        return parts
+
+
+@contextmanager
+def marked_parts(model: CtsForSemanticSegmentation, stopwatch: Stopwatch) -> Iterator[None]:
+    """Has the modules of the model mark their parts of the forward."""
+
+    def marks(part: str) -> Callable[..., None]:
+        return lambda *_: stopwatch.mark(part)
+
+    base = model.cts
+    handles = [
+        base.layers[0].register_forward_pre_hook(marks("embedding_and_sharing")),
+        base.layernorm.register_forward_hook(marks("encoder")),
+        model.decode_head.register_forward_hook(marks("decoder")),
+    ]
+    if base.policy is not None:
+        handles.append(base.policy.register_forward_pre_hook(marks("embedding_and_sharing")))
+        handles.append(base.policy.register_forward_hook(marks("policy")))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
+    """Most memory that tensors took during the run beyond what there was before, in MiB."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    return max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]") / 2**20
+
+
+@torch.inference_mode()
+def measure(
+    model: CtsForSemanticSegmentation,
+    token_reduction: float,
+    image_size: tuple[int, int],
+    batch_size: int,
+    rounds: int | None = None,
+    compile: bool = False,
+) -> dict[str, Any]:
+    """
+    Measures a model against itself with `token_reduction=0`.
+
+    Args:
+        model ([`CtsForSemanticSegmentation`]): In evaluation mode, on the device and in the dtype to measure. One
+            without policy gets random scores.
+        token_reduction (`float`): Fraction of the tokens to remove.
+        image_size (pair of `int`): Height and width in pixels.
+        batch_size (`int`): Images per forward.
+        rounds (`int`, *optional*): Pairs of runs; by default what fits in half a minute, from 3 to 20.
+        compile (`bool`): Whether to compile the model. The times of the parts are those of the uncompiled one.
+
+    Returns:
+        `dict`: `ratio` of the times of the forward, plain / sharing: the median over the rounds, with
+        `ratio_quartiles`; `bound`, the ratio of the multiply-adds, and `reached`, the share of it that `ratio` is;
+        `parts` and `plain_parts`, median milliseconds by part, where `upsampling` to the size of the image, the same
+        for both, follows the forward; `ratio_with_upsampling`; and for `plain` and `cts` latency (milliseconds per
+        batch), images per second, peak memory (MiB) beyond the weights and multiply-adds per batch.
+    """
+    shape = (batch_size, model.config.num_channels, *image_size)
+    reductions = {"plain": 0.0, "cts": token_reduction}
+    generator = torch.Generator(model.device).manual_seed(0)
+    stopwatch = Stopwatch(model.device)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=False) if compile else model
+
+    def run(forward: Callable, kind: str, inputs: dict[str, torch.Tensor]) -> dict[str, float]:
+        stopwatch.start()
+        forward(**inputs, token_reduction=reductions[kind])
+        stopwatch.mark("unsharing")
+        return stopwatch.parts()
+
+    def run_pairs(forward: Callable, rounds: int) -> dict[str, list[dict[str, float]]]:
+        runs: dict[str, list[dict[str, float]]] = {"plain": [], "cts": []}
+        for index in range(rounds):
+            inputs = _inputs(model, shape, generator)
+            for kind in ("plain", "cts") if index % 2 == 0 else ("cts", "plain"):
+                runs[kind].append(run(forward, kind, inputs))
+        return runs
+
+    with nullcontext() if compile else marked_parts(model, stopwatch):
+        memory = {}
+        for kind in reductions:
+            inputs = _inputs(model, shape, generator)
+            if compile:
+                run(compiled, kind, inputs)
+            memory[kind] = peak_memory(partial(compiled, **inputs, token_reduction=reductions[kind]), model.device)
+        if rounds is None:
+            started = time.perf_counter()
+            run_pairs(compiled, 1)
+            rounds = int(np.clip(30 / (time.perf_counter() - started), 3, 20))
+        runs = run_pairs(compiled, rounds)
+    part_runs = runs
+    if compile:
+        with marked_parts(model, stopwatch):
+            part_runs = run_pairs(model, 3)
+
+    runs_policy = model.cts.policy is not None
+    costs = {
+        kind: batch_size * multiply_adds(model, image_size, value, runs_policy) for kind, value in reductions.items()
+    }
+    logits = model(**_inputs(model, shape, generator), token_reduction=token_reduction).logits
+    upsampling = float(np.median([_upsampling_time(logits, image_size, stopwatch) for _ in range(3)]))
+    result = _summary(runs, part_runs, upsampling, costs["plain"] / costs["cts"])
+    for kind in reductions:
+        result[kind] |= {
+            "images_per_second": 1000 * batch_size / result[kind]["latency_ms_p50"],
+            "peak_memory_mib": memory[kind],
+            "multiply_adds": costs[kind],
+        }
+    case = {"image_size": list(image_size), "batch_size": batch_size, "token_reduction": token_reduction}
+    return {**case, "rounds": rounds, **result}
+
+
+def _upsampling_time(logits: torch.Tensor, image_size: tuple[int, int], stopwatch: Stopwatch) -> float:
+    stopwatch.start()
+    for image_logits in logits:
+        upsampled_argmax(image_logits, image_size)
+    stopwatch.mark("upsampling")
+    return stopwatch.parts()["upsampling"]
+
+
+def _summary(
+    runs: dict[str, list[dict[str, float]]],
+    part_runs: dict[str, list[dict[str, float]]],
+    upsampling: float,
+    bound: float,
+) -> dict[str, Any]:
+    forwards = {kind: np.array([sum(parts.values()) for parts in runs[kind]]) for kind in runs}
+    ratios = forwards["plain"] / forwards["cts"]
+    ratio = float(np.median(ratios))
+    medians = {
+        kind: {part: float(np.median([parts[part] for parts in part_runs[kind]])) for part in part_runs[kind][0]}
+        for kind in part_runs
+    }
+    latencies = {
+        kind: {f"latency_ms_p{level}": float(np.percentile(forwards[kind], level)) for level in (50, 95)}
+        for kind in runs
+    }
+    return {
+        "ratio": ratio,
+        "ratio_quartiles": [float(np.percentile(ratios, level)) for level in (25, 75)],
+        "ratio_with_upsampling": float(np.median((forwards["plain"] + upsampling) / (forwards["cts"] + upsampling))),
+        "bound": bound,
+        "reached": ratio / bound,
+        "parts": {**medians["cts"], "upsampling": upsampling},
+        "plain_parts": {**medians["plain"], "upsampling": upsampling},
+        **latencies,
+    }
+
+
+def _inputs(
+    model: CtsForSemanticSegmentation, shape: tuple[int, ...], generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    options = {"device": model.device, "generator": generator}
+    inputs = {"pixel_values": torch.randn(shape, dtype=model.dtype, **options)}
+    if model.cts.policy is None:
+        superpatch_size = 2 * model.config.patch_size
+        rows, columns = (-(-side // superpatch_size) for side in shape[2:])
+        inputs["superpatch_scores"] = torch.rand(shape[0], rows, columns, **options)
+    return inputs
+
+
+def build_model(arguments: BenchmarkArguments) -> CtsForSemanticSegmentation:
+    """The model to measure: a checkpoint, or random weights; ready for inference, batch normalizations folded."""
+    torch.manual_seed(0)
+    if arguments.preset is not None:
+        model = CtsForSemanticSegmentation(PRESETS[arguments.preset].config())
+    elif Path(arguments.model).is_dir() and not any(Path(arguments.model).glob("*.safetensors")):
+        model = CtsForSemanticSegmentation(CtsConfig.from_pretrained(arguments.model))
+    else:
+        model = CtsForSemanticSegmentation.from_pretrained(arguments.model)
+    model.set_attn_implementation(arguments.attn_implementation)
+    model = model.to(arguments.device, getattr(torch, arguments.dtype)).eval()
+    if model.cts.policy is not None:
+        model.cts.policy.fuse_batch_norm()
+    return model
+
+
+def describe_setup(arguments: BenchmarkArguments) -> dict[str, Any]:
+    """What it ran on and with."""
+    if torch.device(arguments.device).type == "cuda":
+        device = torch.cuda.get_device_name(arguments.device)
+    else:
+        device = _processor_name()
+    return {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "dtype": arguments.dtype,
+        "attention": arguments.attn_implementation,
+        "compiled": arguments.compile,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor_name() -> str:
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.exists():
+        for line in cpu_info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
+    """
+    Measures every combination of sizes, reductions and batch sizes.
+
+    Returns:
+        `dict`: The `setup`, all `rows` as [`measure`] gives them, and the first row's results once more.
+    """
+    model = build_model(arguments)
+    image_size = model.config.image_size
+    own_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[-1])
+    own_batch_size = PRESETS[arguments.preset].batch_size if arguments.preset is not None else 1
+    rows = [
+        measure(model, token_reduction, size, batch_size, arguments.rounds, arguments.compile)
+        for size in [(side, side) for side in arguments.image_size] or [own_size]
+        for token_reduction in arguments.token_reduction or [model.config.token_reduction]
+        for batch_size in arguments.batch_size or [own_batch_size]
+    ]
+    name = arguments.preset or arguments.model
+    return {"name": name, "arguments": asdict(arguments), "setup": describe_setup(arguments), **rows[0], "rows": rows}
+
+
+def main(command_line: list[str] | None = None) -> None:
+    """The command: measures, prints the tables, and writes the files that were asked for."""
+    (arguments,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(command_line)
+    report = run_benchmark(arguments)
+    print(format_report(report))
+    if arguments.json is not None:
+        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
+    if arguments.plot is not None:
+        plot_report(report, arguments.plot)
+
+
+__all__ = ["PRESETS", "BenchmarkArguments", "build_model", "main", "measure", "run_benchmark"]

@@ -1,0 +1,212 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The trunk of the policy network: EfficientNet-Lite0 (Liu, 2020), that is, EfficientNet without squeeze-and-excitation
+and with ReLU6 instead of swish. The parameters have timm's names, so that its checkpoints load as they are.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from .configuration_cts import CtsPolicyConfig
+
+
+# Block type, blocks, kernel size, stride, expansion, output channels of each stage of EfficientNet-Lite0.
+_STAGES = (
+    ("depthwise_separable", 1, 3, 1, 1, 16),
+    ("inverted_residual", 2, 3, 2, 6, 24),
+    ("inverted_residual", 2, 5, 2, 6, 40),
+    ("inverted_residual", 3, 3, 2, 6, 80),
+    ("inverted_residual", 3, 5, 1, 6, 112),
+    ("inverted_residual", 4, 5, 2, 6, 192),
+    ("inverted_residual", 1, 3, 1, 6, 320),
+)
+_STEM_CHANNELS = 32
+_NUM_STAGES_OF_STRIDE = {8: 3, 16: 5, 32: 7}
+
+
+def scaled_channels(channels: int, width_coefficient: float) -> int:
+    """Channels of a stage of a wider or narrower trunk: a multiple of 8 that is at most 10 % below the exact value."""
+    exact = channels * width_coefficient
+    rounded = max(8, int(exact + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * exact else rounded
+
+
+class CtsPolicyConv2d(nn.Conv2d):
+    """
+    A convolution without bias, and the batch normalization that follows it; keeps the size of the grid, or divides it
+    by the stride rounding up.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1, tf_padding=False
+    ):
+        # TensorFlow pads strided convolutions by need, which depends on the size of the input: see `forward`.
+        self.pads_by_need = tf_padding and stride > 1
+        padding = 0 if self.pads_by_need else (kernel_size - 1) // 2
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
+        # What `fold` makes of the weights. Not persistent: a checkpoint has the weights that can be trained.
+        self.register_buffer("folded_weight", None, persistent=False)
+        self.register_buffer("folded_bias", None, persistent=False)
+
+    def forward(self, hidden_states: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
+        if self.pads_by_need:
+            kernel_size, stride = self.kernel_size[0], self.stride[0]
+            height, width = (
+                max((math.ceil(side / stride) - 1) * stride + kernel_size - side, 0)
+                for side in hidden_states.shape[-2:]
+            )
+            padding = (width // 2, width - width // 2, height // 2, height - height // 2)
+            hidden_states = nn.functional.pad(hidden_states, padding)
+        # The gradient goes to the weights themselves, never to what was made of them.
+        if self.folded_weight is None or (torch.is_grad_enabled() and self.weight.requires_grad):
+            return norm(super().forward(hidden_states))
+        return self._conv_forward(hidden_states, self.folded_weight, self.folded_bias)
+
+    @torch.no_grad()
+    def fold(self, norm: nn.BatchNorm2d) -> None:
+        """Makes one convolution of this one and the batch normalization behind it, as it is in evaluation."""
+        weight, bias = fuse_conv_bn_weights(
+            self.weight.float(),
+            None,
+            norm.running_mean.float(),
+            norm.running_var.float(),
+            norm.eps,
+            norm.weight.float(),
+            norm.bias.float(),
+        )
+        self.folded_weight, self.folded_bias = weight.detach().to(self.weight), bias.detach().to(self.weight)
+
+    def unfold(self) -> None:
+        self.folded_weight = self.folded_bias = None
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.unfold()
+
+
+class CtsPolicyDepthwiseSeparable(nn.Module):
+    """Depthwise, then pointwise convolution, on `(batch_size, channels, height, width)`."""
+
+    def __init__(self, config: CtsPolicyConfig, in_channels: int, out_channels: int, kernel_size: int, stride: int):
+        super().__init__()
+        self.conv_dw = CtsPolicyConv2d(
+            in_channels, in_channels, kernel_size, stride, groups=in_channels, tf_padding=config.tf_padding
+        )
+        self.bn1 = nn.BatchNorm2d(in_channels, eps=config.batch_norm_eps)
+        self.conv_pw = CtsPolicyConv2d(in_channels, out_channels, 1)
+        self.bn2 = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps)
+        self.act = nn.ReLU6(inplace=True)
+        self.has_residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, hidden_states: torch.Tensor, superpatch_mask: torch.Tensor | None = None) -> torch.Tensor:
+        residual = hidden_states
+        hidden_states = blank_padding(hidden_states, superpatch_mask)
+        hidden_states = self.act(self.conv_dw(hidden_states, self.bn1))
+        hidden_states = self.conv_pw(hidden_states, self.bn2)
+        return residual + hidden_states if self.has_residual else hidden_states
+
+
+class CtsPolicyInvertedResidual(nn.Module):
+    """Expanding, depthwise and projecting convolution, on `(batch_size, channels, height, width)`."""
+
+    def __init__(
+        self,
+        config: CtsPolicyConfig,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        expansion: int,
+    ):
+        super().__init__()
+        hidden_channels = expansion * in_channels
+        self.conv_pw = CtsPolicyConv2d(in_channels, hidden_channels, 1)
+        self.bn1 = nn.BatchNorm2d(hidden_channels, eps=config.batch_norm_eps)
+        self.conv_dw = CtsPolicyConv2d(
+            hidden_channels, hidden_channels, kernel_size, stride, hidden_channels, config.tf_padding
+        )
+        self.bn2 = nn.BatchNorm2d(hidden_channels, eps=config.batch_norm_eps)
+        self.conv_pwl = CtsPolicyConv2d(hidden_channels, out_channels, 1)
+        self.bn3 = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps)
+        self.act = nn.ReLU6(inplace=True)
+        self.has_residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, hidden_states: torch.Tensor, superpatch_mask: torch.Tensor | None = None) -> torch.Tensor:
+        residual = hidden_states
+        hidden_states = self.act(self.conv_pw(hidden_states, self.bn1))
+        hidden_states = blank_padding(hidden_states, superpatch_mask)
+        hidden_states = self.act(self.conv_dw(hidden_states, self.bn2))
+        hidden_states = self.conv_pwl(hidden_states, self.bn3)
+        return residual + hidden_states if self.has_residual else hidden_states
+
+
+class CtsPolicyBackbone(nn.Module):
+    """The stem and the stages of EfficientNet-Lite0 down to `config.output_stride`."""
+
+    def __init__(self, config: CtsPolicyConfig):
+        super().__init__()
+        self.conv_stem = CtsPolicyConv2d(config.num_channels, _STEM_CHANNELS, 3, 2, tf_padding=config.tf_padding)
+        self.bn1 = nn.BatchNorm2d(_STEM_CHANNELS, eps=config.batch_norm_eps)
+        self.act = nn.ReLU6(inplace=True)
+        self.blocks = nn.ModuleList()
+        channels = _STEM_CHANNELS
+        for index in range(_NUM_STAGES_OF_STRIDE[config.output_stride]):
+            stage = self._build_stage(config, index, channels)
+            channels = scaled_channels(_STAGES[index][-1], config.width_coefficient)
+            self.blocks.append(stage)
+        self.num_features = channels
+
+    @staticmethod
+    def _build_stage(config: CtsPolicyConfig, index: int, in_channels: int) -> nn.Sequential:
+        block_type, num_blocks, kernel_size, stride, expansion, out_channels = _STAGES[index]
+        out_channels = scaled_channels(out_channels, config.width_coefficient)
+        if 0 < index < len(_STAGES) - 1:
+            num_blocks = math.ceil(num_blocks * config.depth_coefficient)
+        blocks = []
+        for block_index in range(num_blocks):
+            channels = in_channels if block_index == 0 else out_channels
+            block_stride = stride if block_index == 0 else 1
+            if block_type == "depthwise_separable":
+                block = CtsPolicyDepthwiseSeparable(config, channels, out_channels, kernel_size, block_stride)
+            else:
+                block = CtsPolicyInvertedResidual(config, channels, out_channels, kernel_size, block_stride, expansion)
+            blocks.append(block)
+        return nn.Sequential(*blocks)
+
+    def forward(self, pixel_values: torch.Tensor, superpatch_mask: torch.Tensor | None = None) -> torch.Tensor:
+        hidden_states = self.act(self.conv_stem(pixel_values, self.bn1))
+        for stage in self.blocks:
+            for block in stage:
+                hidden_states = block(hidden_states, superpatch_mask)
+        return hidden_states
+
+
+def blank_padding(hidden_states: torch.Tensor, superpatch_mask: torch.Tensor | None) -> torch.Tensor:
+    """
+    Zeros features, `(batch_size, channels, height, width)`, of superpatches that are padding, `False` in a mask of
+    shape
+    `(batch_size, rows, columns)`. A convolution then sees beyond the border of each image what it sees beyond that of
+    an image alone.
+    """
+    if superpatch_mask is None:
+        return hidden_states
+    superpatch_mask = superpatch_mask[:, None].to(hidden_states.dtype)
+    return hidden_states * nn.functional.interpolate(superpatch_mask, size=hidden_states.shape[-2:], mode="nearest")
+
+
+__all__ = ["CtsPolicyBackbone", "CtsPolicyConv2d"]

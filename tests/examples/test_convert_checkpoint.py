@@ -1,0 +1,62 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from cts_hf import CtsForSemanticSegmentation, CtsPolicyModel
+from cts_hf.data.ade20k import ADE20K_CLASSES
+
+from ..golden import load_golden
+from ..mmsegmentation import build_segmenter
+from ..models import random_images, tiny_policy
+from ..test_checkpoint_conversion import write_original
+from .scripts import ROOT, command_line, run_main
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_segmenter_from_the_command_line_and_back(tmp_path):
+    """The checkpoint in the original's file layout, converted by the script, gives the logits of the original."""
+    golden, meta = load_golden("tiny_mask_cts")
+    source = write_original(tmp_path / "run", golden["weights"], meta)
+
+    def run(**options):
+        command = [sys.executable, str(ROOT / "examples" / "convert_checkpoint.py"), *command_line(options)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert "CtsForSemanticSegmentation of" in run(source=source, output_dir=tmp_path / "out", token_reduction=0.375)
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
+    scores = golden["policy_logits"][:, 1] - golden["policy_logits"][:, 0]
+    logits = model(golden["pixel_values"], superpatch_scores=scores).logits
+    torch.testing.assert_close(logits, golden["logits"], rtol=0, atol=1e-4)
+    assert AutoImageProcessor.from_pretrained(tmp_path / "out").size.shortest_edge == 96
+    assert not list((tmp_path / "out").glob("*.bin"))
+
+    run(source=tmp_path / "out", output_dir=tmp_path / "back", kind="original")
+    weights = torch.load(tmp_path / "back" / "checkpoint.pth", weights_only=True)["model"]
+    for name, value in golden["weights"].items():
+        assert torch.equal(weights[name], value), name
+
+
+@torch.no_grad()
+def test_mmsegmentation_with_a_policy(monkeypatch, tmp_path):
+    policy = tiny_policy(superpatch_size=32, width_coefficient=1.0, depth_coefficient=1.0)
+    torch.save(policy.state_dict(), tmp_path / "model.pth")
+    run_main(
+        monkeypatch, "convert_checkpoint.py", source=tmp_path / "model.pth", output_dir=tmp_path / "p", kind="policy"
+    )
+    assert torch.equal(
+        CtsPolicyModel.from_pretrained(tmp_path / "p")(random_images()).logits, policy(random_images()).logits
+    )
+
+    reference = build_segmenter(num_classes=150)
+    torch.save({"state_dict": reference.state_dict()}, tmp_path / "segmenter.pth")
+    options = {"source": tmp_path / "segmenter.pth", "output_dir": tmp_path / "out", "policy": tmp_path / "p"}
+    run_main(monkeypatch, "convert_checkpoint.py", **options, dataset="ade20k", num_attention_heads=2)
+    model = CtsForSemanticSegmentation.from_pretrained(tmp_path / "out")
+    expected = reference.decode_head(reference.backbone(random_images()))
+    torch.testing.assert_close(model(random_images()).logits, expected, rtol=0, atol=1e-5)
+    assert model.config.id2label == dict(enumerate(ADE20K_CLASSES))
+    assert model(random_images(), token_reduction=0.3).policy_logits is not None

@@ -1,0 +1,127 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cts_hf.benchmark import PRESETS, BenchmarkArguments, build_model, main, measure
+from cts_hf.benchmark_report import PARTS
+
+from .models import random_images, tiny_config, tiny_model
+
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "benchmark.py"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model().save_pretrained(folder)
+    return folder
+
+
+def test_a_row_is_consistent():
+    row = measure(tiny_model(), 0.3, (64, 64), batch_size=2, rounds=4)
+    low, high = row["ratio_quartiles"]
+    assert 0 < low <= row["ratio"] <= high
+    assert row["bound"] == row["plain"]["multiply_adds"] / row["cts"]["multiply_adds"]
+    assert row["reached"] == pytest.approx(row["ratio"] / row["bound"])
+    assert tuple(row["parts"]) == (
+        "embedding_and_sharing",
+        *(part for part in PARTS if part != "embedding_and_sharing"),
+    )
+    assert "policy" not in row["plain_parts"]
+    for kind, parts in (("plain", row["plain_parts"]), ("cts", row["parts"])):
+        stats = row[kind]
+        assert 0 < stats["latency_ms_p50"] <= stats["latency_ms_p95"]
+        assert stats["images_per_second"] == pytest.approx(2000 / stats["latency_ms_p50"])
+        forward = sum(parts.values()) - parts["upsampling"]
+        assert forward == pytest.approx(stats["latency_ms_p50"], rel=0.5)
+        assert all(milliseconds > 0 for milliseconds in parts.values())
+
+
+def test_memory_and_multiply_adds_are_counted():
+    model = tiny_model(decoder_type="linear", use_policy=False)
+    row = measure(model, 0.75, (64, 64), batch_size=2, rounds=1)
+    # By hand, for 64 patches and the class token: projections, MLP and attention of 2 layers; embedding; classifier.
+    hidden, mlp, tokens = 32, 64, 65
+    layer = tokens * (4 * hidden * hidden + 2 * hidden * mlp) + 2 * tokens**2 * hidden
+    expected = 2 * layer + 64 * (3 * 8 * 8 * hidden) + 64 * hidden * 5
+    assert row["plain"]["multiply_adds"] == 2 * expected
+    # More than the largest tensor, the unfolded images, and less than everything ever computed.
+    images_mib = 2 * 3 * 64 * 64 * 4 / 2**20
+    assert images_mib < row["plain"]["peak_memory_mib"] < 100 * images_mib
+
+
+def test_hooks_are_removed_and_weights_kept():
+    model = tiny_model()
+    before = model(random_images()).logits
+    measure(model, 0.3, (64, 64), batch_size=1, rounds=1)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(model(random_images()).logits, before)
+
+
+@pytest.mark.slow
+def test_compiled():
+    row = measure(tiny_model(), 0.3, (64, 64), batch_size=1, rounds=2, compile=True)
+    assert row["ratio"] > 0
+    assert set(row["parts"]) == set(PARTS)
+
+
+def test_sweep_writes_json_and_plot(checkpoint, tmp_path, capsys):
+    results, plot = tmp_path / "results.json", tmp_path / "plot.png"
+    sweep = ["--token_reduction", "0.3", "0.6", "--image_size", "64", "96", "--batch_size", "1", "2"]
+    main(["--model", str(checkpoint), *sweep, "--rounds", "1", "--json", str(results), "--plot", str(plot)])
+    report = json.loads(results.read_text())
+    cases = [(row["image_size"][0], row["token_reduction"], row["batch_size"]) for row in report["rows"]]
+    assert cases == [(s, r, b) for s in (64, 96) for r in (0.3, 0.6) for b in (1, 2)]
+    for key in ("ratio", "bound", "parts"):
+        assert report[key] == report["rows"][0][key]
+    assert report["setup"]["threads"] == torch.get_num_threads()
+    printed = capsys.readouterr().out
+    assert "96x96, 60.00 % fewer tokens, batch 2: ratio" in printed
+    assert torch.__version__ in printed
+    assert plot.stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_example_runs_a_config_without_weights(tmp_path):
+    tiny_config(image_size=(64, 96)).save_pretrained(tmp_path)
+    command = [sys.executable, str(EXAMPLE), "--model", str(tmp_path), "--rounds", "1"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "64x96, 30.00 % fewer tokens, batch 1: ratio" in finished.stdout
+
+
+def test_checkpoints_are_loaded_and_their_policy_fused(checkpoint):
+    model = build_model(BenchmarkArguments(model=str(checkpoint)))
+    assert model.cts.policy.backbone.conv_stem.folded_weight is not None
+    torch.testing.assert_close(model(random_images()).logits, tiny_model()(random_images()).logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_tokens"),
+    [("tiny-512", 715), ("small-512", 715), ("small-768", 1296), ("base-512", 715), ("large-640", 1120)],
+)
+def test_presets_have_the_published_numbers_of_tokens(name, num_tokens):
+    preset = PRESETS[name]
+    with torch.device("meta"):
+        model = tiny_model(image_size=preset.image_size, patch_size=16, token_reduction=preset.token_reduction)
+        outputs = model(torch.empty(1, 3, preset.image_size, preset.image_size), output_hidden_states=True)
+    assert outputs.hidden_states[0].shape[1] == 1 + num_tokens
+    assert preset.config().policy_config.output_stride == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either `preset`"),
+        ({"preset": "small-512", "model": "here"}, "either `preset`"),
+        ({"preset": "huge"}, "tiny-512.*got 'huge'"),
+        ({"preset": "small-512", "rounds": 0}, "rounds.*got 0"),
+    ],
+)
+def test_refusals_name_the_value(options, message):
+    with pytest.raises(ValueError, match=message):
+        BenchmarkArguments(**options)

@@ -1,0 +1,215 @@
+"""Checkpoints in the exact file formats of other implementations, made here."""
+
+import pytest
+import torch
+import yaml
+
+from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
+from cts_hf.checkpoint_conversion import convert_checkpoint, load_policy, save_original
+from cts_hf.data.ade20k import ADE20K_CLASSES
+
+from .golden import build_golden_model, load_golden
+from .mmsegmentation import build_segmenter
+from .models import random_images, tiny_config, tiny_model, tiny_policy
+
+
+def write_original(folder, weights, meta, **net_kwargs):
+    """A folder as `segm.train` of CTS and Segmenter leaves it: tuples in the YAML, an optimizer beside the model."""
+    net = {
+        "image_size": (meta["image_height"], meta["image_width"]),
+        "patch_size": meta["patch_size"],
+        "d_model": meta["hidden_size"],
+        "n_heads": meta["num_attention_heads"],
+        "n_layers": meta["num_hidden_layers"],
+        "normalization": "deit" if meta["distilled"] else "vit",
+        "distilled": meta["distilled"],
+        "backbone": "vit_tiny_patch16_384",
+        "dropout": 0.0,
+        "drop_path_rate": 0.1,
+        "decoder": {"name": meta["decoder"], "drop_path_rate": 0.0, "dropout": 0.1, "n_layers": 2},
+        "n_cls": meta["num_labels"],
+        **net_kwargs,
+    }
+    if meta["decoder"] == "linear":
+        net["decoder"] = {"name": "linear"}
+    variant = {
+        "world_batch_size": 8,
+        "dataset_kwargs": {"dataset": "something", "image_size": 96, "normalization": net["normalization"]},
+        "net_kwargs": net,
+        "inference_kwargs": {"im_size": 96, "window_size": 64, "window_stride": 64},
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "variant.yml").write_text(yaml.dump(variant))
+    classifier = {
+        "encoder.head.weight": torch.zeros(1000, meta["hidden_size"]),
+        "encoder.head.bias": torch.zeros(1000),
+    }
+    if meta["distilled"]:
+        classifier |= {name.replace("head", "head_dist"): value for name, value in classifier.items()}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
+    snapshot = {"model": {**weights, **classifier}, "optimizer": optimizer.state_dict(), "n_cls": meta["num_labels"]}
+    torch.save({**snapshot, "lr_scheduler": {"last_epoch": 1}, "epoch": 0}, folder / "checkpoint.pth")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["tiny_mask_cts", "tiny_linear_cts_distilled"])
+@torch.no_grad()
+def test_original_folder(name, tmp_path):
+    golden, meta = load_golden(name)
+    schedule = (meta["num_unshared"], meta["num_shared"])
+    net_kwargs = {"policy_method": "policy_net", "policy_schedule": schedule, "policynet_ckpt": "elsewhere.pth"}
+    model, processor = convert_checkpoint(write_original(tmp_path / "run", golden["weights"], meta, **net_kwargs))
+    inputs = build_golden_model(golden, meta)[1]
+    torch.testing.assert_close(model(**inputs).logits, golden["logits"], rtol=0, atol=1e-4)
+
+    config = model.config
+    assert (config.drop_path_rate, config.decoder_dropout_prob) == (
+        0.1,
+        0.0 if config.decoder_type == "linear" else 0.1,
+    )
+    assert processor.size == {"shortest_edge": 96}
+    assert processor.image_mean[0] == (0.485 if meta["distilled"] else 0.5)
+
+
+@torch.no_grad()
+def test_a_plain_segmenter_becomes_a_cts_model(tmp_path):
+    golden, meta = load_golden("tiny_mask_cts")
+    folder = write_original(tmp_path / "run", golden["weights"], meta)
+    plain, processor = convert_checkpoint(folder)
+    assert plain.config.token_reduction == 0
+    assert plain.config.use_policy is False
+    expected = plain(golden["pixel_values"]).logits
+
+    policy = tiny_policy(superpatch_size=32)
+    policy.save_pretrained(tmp_path / "policy")
+    model, _ = convert_checkpoint(folder, policy=tmp_path / "policy")
+    assert torch.equal(model(golden["pixel_values"]).logits, expected)
+    model.save_pretrained(tmp_path / "converted")
+    processor.save_pretrained(tmp_path / "converted")
+    again = CtsForSemanticSegmentation.from_pretrained(tmp_path / "converted")
+    outputs = again(golden["pixel_values"], token_reduction=0.5)
+    assert torch.equal(outputs.policy_logits, policy(golden["pixel_values"]).logits)
+    assert outputs.shared_superpatches.any()
+
+
+def test_names_and_options(tmp_path):
+    golden, meta = load_golden("tiny_mask_cts")
+    folder = write_original(tmp_path / "run", golden["weights"], meta)
+    model, _ = convert_checkpoint(folder, class_names=["ant", "bee", "cat", "dog"])
+    assert model.config.label2id == {"ant": 0, "bee": 1, "cat": 2, "dog": 3}
+    assert convert_checkpoint(folder / "checkpoint.pth", token_reduction=0.25)[0].config.token_reduction == 0.25
+    with pytest.raises(ValueError, match="4 classes, got names of 2"):
+        convert_checkpoint(folder, class_names=["a", "b"])
+    variant = yaml.unsafe_load((folder / "variant.yml").read_text())
+    variant["dataset_kwargs"]["dataset"] = "ade20k"
+    (folder / "variant.yml").write_text(yaml.dump(variant))
+    with pytest.raises(ValueError, match=f"4 classes, got names of {len(ADE20K_CLASSES)}"):
+        convert_checkpoint(folder)
+    (folder / "variant.yml").write_text("!!python/object/apply:os.getcwd []")
+    with pytest.raises(ValueError, match="no file of options"):
+        convert_checkpoint(folder)
+
+
+class HistoryBuffer:
+    """mmengine saves its log with the weights."""
+
+    def __init__(self):
+        self.history = torch.ones(2).numpy()
+
+
+@pytest.mark.parametrize("decoder", ["mask", "linear"])
+@pytest.mark.parametrize("wrapping", ["mmengine", "mmcv", "none"])
+@torch.no_grad()
+def test_mmsegmentation(decoder, wrapping, tmp_path):
+    reference = build_segmenter(decoder)
+    classes = ("wall", "floor", "tree", "sky", "car")
+    checkpoint = reference.state_dict()
+    if wrapping == "mmengine":
+        meta = {"dataset_meta": {"classes": classes, "palette": [[0, 0, 0]] * 5}, "experiment_name": "segmenter"}
+        checkpoint = {"meta": meta, "state_dict": checkpoint, "message_hub": {"loss": HistoryBuffer()}}
+    elif wrapping == "mmcv":
+        checkpoint = {"meta": {"CLASSES": classes}, "state_dict": checkpoint}
+    torch.save(checkpoint, tmp_path / "iter_160000.pth")
+
+    model, processor = convert_checkpoint(tmp_path / "iter_160000.pth", num_attention_heads=2)
+    images = random_images()
+    expected = reference.decode_head(reference.backbone(images))
+    torch.testing.assert_close(model(images).logits, expected, rtol=0, atol=1e-5)
+    assert model.config.token_reduction == 0
+    assert (model.config.id2label[4] == "car") is (wrapping != "none")
+    assert processor.size == {"shortest_edge": 64}
+
+
+@torch.no_grad()
+def test_policies(tmp_path):
+    policy = tiny_policy(superpatch_size=32, width_coefficient=1.0, depth_coefficient=1.0, output_stride=32)
+    torch.save(policy.state_dict(), tmp_path / "model.pth")  # as `policynet/train.py` of CTS saves it
+    loaded = load_policy(tmp_path / "model.pth")
+    assert torch.equal(loaded(random_images()).logits, policy(random_images()).logits)
+    torch.save({f"module.{name}": value for name, value in policy.state_dict().items()}, tmp_path / "parallel.pth")
+    assert load_policy(tmp_path / "parallel.pth", tf_padding=True).config.tf_padding
+    trunk = {name.removeprefix("backbone."): v for name, v in policy.state_dict().items() if "head" not in name}
+    torch.save(trunk, tmp_path / "trunk.pth")
+    assert load_policy(tmp_path / "trunk.pth", output_stride=8).backbone.num_features == 40
+
+
+def test_other_checkpoints_are_refused(tmp_path):
+    torch.save(tiny_policy(width_coefficient=1.0, depth_coefficient=1.0).state_dict(), tmp_path / "policy.pth")
+    with pytest.raises(ValueError, match="is a policy, not a segmentation model: convert it with `load_policy`"):
+        convert_checkpoint(tmp_path / "policy.pth")
+    torch.save(build_segmenter().state_dict(), tmp_path / "segmenter.pth")
+    with pytest.raises(ValueError, match="holds a mmsegmentation model, not a policy"):
+        load_policy(tmp_path / "segmenter.pth")
+    torch.save({"patch_embed.proj.weight": torch.ones(1)}, tmp_path / "vit.pth")
+    with pytest.raises(ValueError, match="image encoder alone"):
+        convert_checkpoint(tmp_path / "vit.pth")
+    torch.save({"fc.weight": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"no checkpoint of .* its weights are fc\.weight"):
+        convert_checkpoint(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("options", [{}, {"decoder_type": "linear", "use_distillation_token": True}])
+@torch.no_grad()
+def test_the_way_back_to_the_original(options, tmp_path):
+    policy_config = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "output_stride": 8}
+    model = tiny_model(image_size=(64, 96), policy_config=policy_config, **options)
+    save_original(model, tmp_path)
+    with pytest.raises(FileExistsError, match="Remove it or name another folder"):
+        save_original(model, tmp_path)
+    weights = torch.load(tmp_path / "checkpoint.pth", weights_only=True)["model"]
+    assert weights["encoder.head.weight"].shape == (1000, 32)
+    again, _ = convert_checkpoint(tmp_path)
+    images = random_images(width=96)
+    outputs = again(images)
+    assert torch.equal(outputs.logits, model(images).logits)
+    assert outputs.shared_superpatches.any()
+
+
+def test_setting_a_policy(tmp_path):
+    for policy_loss_weight in (0.0, 0.5):
+        model = CtsForSemanticSegmentation(
+            tiny_config(use_policy=False, policy_loss_weight=policy_loss_weight)
+        ).train()
+        policy = tiny_policy(output_stride=8).requires_grad_(False)
+        model.set_policy(policy)
+        is_trained = policy_loss_weight > 0
+        assert model.cts.policy is policy
+        assert model.config.use_policy
+        assert model.config.policy_config.output_stride == 8
+        assert {parameter.requires_grad for parameter in policy.parameters()} == {is_trained}
+        assert policy.training is is_trained
+        model.save_pretrained(tmp_path)
+        CtsImageProcessor().save_pretrained(tmp_path)
+        again = CtsForSemanticSegmentation.from_pretrained(tmp_path)
+        assert again.config.policy_config.output_stride == 8
+        for name, value in again.state_dict().items():
+            assert torch.equal(value, model.state_dict()[name]), name
+
+    encoder = tiny_model(use_policy=False).cts.to(torch.bfloat16)
+    encoder.set_policy(tiny_policy())
+    assert encoder.policy.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"`policy_config\.superpatch_size` must be 16 .* got 32"):
+        model.set_policy(tiny_policy(superpatch_size=32))
+    with pytest.raises(ValueError, match=r"`policy_config\.num_channels` must be 3 .* got 1"):
+        model.set_policy(tiny_policy(num_channels=1))
+    assert model.cts.policy is policy
