@@ -24,12 +24,14 @@ budget.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser
 
 from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
 from cts_hf.checkpoint_conversion import BENCHMARK_CLASSES, convert_checkpoint, load_policy, save_original
+from cts_hf.model_card import model_card
 
 
 @dataclass
@@ -48,7 +50,7 @@ class ConversionArguments:
     )
     policy: str | None = field(default=None, metadata={"help": "Policy to give to a segmenter: folder or file."})
     dataset: str | None = field(
-        default=None, metadata={"help": "Names the classes.", "choices": [*sorted(BENCHMARK_CLASSES), None]}
+        default=None, metadata={"help": "Names the classes.", "choices": sorted(BENCHMARK_CLASSES)}
     )
     image_size: list[int] | None = field(
         default=None, metadata={"help": "Height and width that it was trained at, if these differ.", "nargs": 2}
@@ -75,6 +77,9 @@ def main() -> None:
         model, processor = convert_checkpoint(args.source, policy=args.policy, class_names=names, **options)
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
+    folder = Path(args.output_dir)
+    card = model_card(model, {}, title=folder.name, name=folder.name, has_recipe=False)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     print(f"{type(model).__name__} of {model.num_parameters():,} parameters is in {args.output_dir}.")
 
 

@@ -100,7 +100,7 @@ class BenchmarkArguments:
     compile: bool = field(default=False, metadata={"help": "Compile the model, plain and sharing, as a whole."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "Any that transformers has."})
     rounds: int | None = field(
-        default=None, metadata={"help": "Pairs of runs; by default what fits in half a minute, but 3 at least."}
+        default=None, metadata={"help": "Pairs of runs; by default what fits in half a minute, 3 to 20."}
     )
     json: str | None = field(default=None, metadata={"help": "File for the results."})
     plot: str | None = field(default=None, metadata={"help": "Picture of the results, .png or .svg."})
@@ -205,7 +205,7 @@ def measure(
         token_reduction (`float`): Fraction of the tokens to remove.
         image_size (pair of `int`): Height and width in pixels.
         batch_size (`int`): Images per forward.
-        rounds (`int`, *optional*): Pairs of runs; by default what fits in half a minute, from 3 to 20.
+        rounds (`int`, *optional*): Pairs of runs; by default as many as fit in half a minute, from 3 to 20.
         compile (`bool`): Whether to compile the model. The times of the parts are those of the uncompiled one.
 
     Returns:
@@ -237,16 +237,16 @@ def measure(
         return runs
 
     with nullcontext() if compile else marked_parts(model, stopwatch):
-        memory = {}
+        memory, seconds = {}, 0.0
         for kind in reductions:
             inputs = _inputs(model, shape, generator)
             if compile:
                 run(compiled, kind, inputs)
-            memory[kind] = peak_memory(partial(compiled, **inputs, token_reduction=reductions[kind]), model.device)
-        if rounds is None:
             started = time.perf_counter()
-            run_pairs(compiled, 1)
-            rounds = int(np.clip(30 / (time.perf_counter() - started), 3, 20))
+            memory[kind] = peak_memory(partial(compiled, **inputs, token_reduction=reductions[kind]), model.device)
+            seconds += time.perf_counter() - started
+        if rounds is None:
+            rounds = int(np.clip(30 / seconds, 3, 20))
         runs = run_pairs(compiled, rounds)
     part_runs = runs
     if compile:

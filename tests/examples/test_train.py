@@ -137,14 +137,18 @@ def test_a_finished_model_is_uploaded_without_its_checkpoints(scenes, tmp_path, 
     uploads = []
 
     class Hub:
-        def create_repo(self, repo_id, exist_ok):
-            assert exist_ok
+        def __init__(self, **options):
+            pass
+
+        def create_repo(self, repo_id, **options):
             return type("Url", (str,), {"repo_id": f"me/{repo_id}"})("https://hub/me")
 
-        def upload_folder(self, **options):
-            uploads.append(options)
+        def create_commit(self, repo_id, operations, **options):
+            uploads.append((repo_id, {operation.path_in_repo for operation in operations}))
 
-    monkeypatch.setattr("cts_hf.training.saving.HfApi", Hub)
+    monkeypatch.setattr("cts_hf.publishing.HfApi", Hub)
     train(scenes, tmp_path, "--push_to_hub", hub_model_id="street")
-    assert [upload["repo_id"] for upload in uploads] == ["me/street"]
-    assert {"**checkpoints/*", "policy/*", "best/*"} <= set(uploads[0]["ignore_patterns"])
+    ((repo_id, files),) = uploads
+    assert repo_id == "me/street"
+    assert {"model.safetensors", "config.json", "train.yaml", "README.md", "modeling_cts.py"} <= files
+    assert not any("/" in name for name in files)

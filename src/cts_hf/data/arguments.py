@@ -45,7 +45,8 @@ class DatasetArguments:
         default=None, metadata={"help": "Names of the classes of a Hub data set; needed for --streaming."}
     )
     streaming: bool = field(
-        default=False, metadata={"help": "Read a Hub data set row by row instead of downloading it."}
+        default=False,
+        metadata={"help": "Read a Hub data set row by row, not as a download; training needs --max_steps."},
     )
     ignore_index: int = field(
         default=IGNORE_INDEX, metadata={"help": "Stored id of pixels to ignore, of a folder or Hub data set."}

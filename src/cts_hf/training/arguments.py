@@ -19,16 +19,8 @@ from pathlib import Path
 
 from datasets import Dataset, IterableDataset
 
-from cts_hf.data import (
-    BENCHMARKS,
-    IGNORE_INDEX,
-    DataError,
-    SegmentationData,
-    StreamingSamples,
-    TrainingSamples,
-    TrainTransform,
-    load_segmentation_data,
-)
+from cts_hf.data import DataError, SegmentationData, StreamingSamples, TrainingSamples, TrainTransform
+from cts_hf.data.arguments import DatasetArguments
 from cts_hf.data.transforms import Transform
 from cts_hf.inference import InferenceOptions
 
@@ -44,24 +36,9 @@ def option(default, help: str, **metadata):
 
 
 @dataclass
-class DataArguments:
+class DataArguments(DatasetArguments):
     """Which data set, and how samples are made of it."""
 
-    dataset: str | None = option(
-        None,
-        "'scenes' (built in, the default), 'ade20k', 'cityscapes' or 'pascal_context' (with --data_dir), or a Hub id.",
-    )
-    data_dir: str | None = option(
-        None,
-        "Folder with images/<split>, labels/<split> and classes.txt; with --dataset, the folder of that benchmark.",
-    )
-    dataset_config: str | None = option(None, "Configuration of a Hub data set that has several.")
-    image_column: str = option("image", "Column of pictures of a Hub data set.")
-    label_column: str = option("label", "Column of label maps of a Hub data set.")
-    classes: list[str] | None = option(None, "Names of the classes of a Hub data set; needed for --streaming.")
-    streaming: bool = option(False, "Read a Hub data set row by row instead of downloading it. Needs --max_steps.")
-    ignore_index: int = option(IGNORE_INDEX, "Stored id of pixels to ignore, of a folder or Hub data set.")
-    reduce_labels: bool = option(False, "Stored ids count classes from 1, 0 is ignored; of a folder or Hub data set.")
     train_split: str = option("train", "Split to train on.")
     eval_split: str | None = option(None, "Split to evaluate on, 'val' or 'validation' by default.")
     eval_window: int | None = option(None, "Evaluate in square sliding windows of so many pixels; else whole images.")
@@ -94,27 +71,6 @@ class DataArguments:
     def name(self) -> str:
         """A short name of the data set, for folders and titles."""
         return Path(self.dataset or self.data_dir or "scenes").name
-
-    def load(self) -> SegmentationData:
-        """Opens the data set; raises `cts_hf.data.DataError` that lists everything wrong with it."""
-        if self.dataset in BENCHMARKS:
-            return load_segmentation_data(self.dataset, data_dir=self.data_dir)
-        if self.dataset == "scenes" or (self.dataset is None and self.data_dir is None):
-            return load_segmentation_data("scenes")
-        if self.dataset is None:
-            return load_segmentation_data(
-                self.data_dir, ignore_index=self.ignore_index, reduce_labels=self.reduce_labels
-            )
-        return load_segmentation_data(
-            self.dataset,
-            config_name=self.dataset_config,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            classes=self.classes,
-            ignore_index=self.ignore_index,
-            reduce_labels=self.reduce_labels,
-            streaming=self.streaming,
-        )
 
     def transform(self) -> TrainTransform:
         """The training transform of these options."""

@@ -26,9 +26,9 @@ from cts_hf.training.arguments import DataArguments, ModelArguments, PolicyArgum
 TF_BATCH_NORM_EPS = 1e-3
 
 
-def build_policy(args: PolicyArguments, patch_size: int) -> CtsPolicyModel:
-    """A policy with an ImageNet trunk if `policy_weights` name one, otherwise with random weights."""
-    config = CtsPolicyConfig(
+def policy_config(args: PolicyArguments, patch_size: int) -> CtsPolicyConfig:
+    """The configuration of a policy with these options."""
+    return CtsPolicyConfig(
         superpatch_size=2 * patch_size,
         output_stride=args.policy_output_stride,
         width_coefficient=args.policy_width_coefficient,
@@ -36,10 +36,43 @@ def build_policy(args: PolicyArguments, patch_size: int) -> CtsPolicyModel:
         tf_padding=args.policy_tf_padding,
         **({"batch_norm_eps": TF_BATCH_NORM_EPS} if args.policy_tf_padding else {}),
     )
-    policy = CtsPolicyModel(config)
+
+
+def build_policy(args: PolicyArguments, patch_size: int) -> CtsPolicyModel:
+    """A policy with an ImageNet trunk if `policy_weights` name one, otherwise with random weights."""
+    policy = CtsPolicyModel(policy_config(args, patch_size))
     if args.policy_weights:
         load_policy_trunk(policy, args.policy_weights)
     return policy
+
+
+def segmenter_config(
+    args: ModelArguments,
+    policy_config: CtsPolicyConfig,
+    source_args: PolicySourceArguments,
+    data: SegmentationData,
+    image_size: int,
+) -> CtsConfig:
+    """The configuration of a Segmenter with these options; the arguments are those of [`build_segmenter`]."""
+    return CtsConfig(
+        image_size=image_size,
+        patch_size=args.patch_size,
+        hidden_size=args.hidden_size,
+        num_hidden_layers=args.num_hidden_layers,
+        num_attention_heads=args.num_attention_heads,
+        intermediate_size=4 * args.hidden_size,
+        use_distillation_token=args.use_distillation_token,
+        drop_path_rate=args.drop_path_rate,
+        decoder_type=args.decoder_type,
+        decoder_num_hidden_layers=args.decoder_num_hidden_layers,
+        decoder_dropout_prob=args.decoder_dropout_prob,
+        token_reduction=args.token_reduction,
+        policy_config=policy_config.to_diff_dict(),
+        policy_loss_weight=source_args.policy_loss_weight,
+        semantic_loss_ignore_index=IGNORE_INDEX,
+        id2label=data.id2label,
+        label2id=data.label2id,
+    )
 
 
 def build_segmenter(
@@ -67,26 +100,7 @@ def build_segmenter(
             f"policy_loss_weight is {source_args.policy_loss_weight} and token_reduction 0, at which the policy is "
             "not run: set token_reduction above 0 to train it."
         )
-    config = CtsConfig(
-        image_size=image_size,
-        patch_size=args.patch_size,
-        hidden_size=args.hidden_size,
-        num_hidden_layers=args.num_hidden_layers,
-        num_attention_heads=args.num_attention_heads,
-        intermediate_size=4 * args.hidden_size,
-        use_distillation_token=args.use_distillation_token,
-        drop_path_rate=args.drop_path_rate,
-        decoder_type=args.decoder_type,
-        decoder_num_hidden_layers=args.decoder_num_hidden_layers,
-        decoder_dropout_prob=args.decoder_dropout_prob,
-        token_reduction=args.token_reduction,
-        policy_config=policy.config.to_diff_dict(),
-        policy_loss_weight=source_args.policy_loss_weight,
-        semantic_loss_ignore_index=IGNORE_INDEX,
-        id2label=data.id2label,
-        label2id=data.label2id,
-    )
-    model = CtsForSemanticSegmentation(config)
+    model = CtsForSemanticSegmentation(segmenter_config(args, policy.config, source_args, data, image_size))
     model.cts.policy.load_state_dict(policy.state_dict())
     if args.backbone_weights:
         load_vit_weights(model, args.backbone_weights)

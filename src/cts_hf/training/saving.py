@@ -18,45 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 
 from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin
-from cts_hf.modeling_cts_policy import CtsPolicyModel
-from cts_hf.training.checkpoints import CHECKPOINTS, replace_files
-from cts_hf.training.recipe import RECIPE_FILE, save_recipe
-
-
-_CARD = """---
-library_name: transformers
-license: apache-2.0
-pipeline_tag: {pipeline_tag}
-tags: [semantic-segmentation, token-sharing, cts]
----
-
-# {title}
-
-{description} Trained with [cts_hf]({paper}); every option is in [`{recipe}`]({recipe}).
-
-## Results
-
-{results}
-
-## Use
-
-```python
-{example}
-```
-"""
-_PAPER = "https://arxiv.org/abs/2306.02095"
-_SEGMENTER_EXAMPLE = """from transformers import pipeline
-
-segment = pipeline("image-segmentation", model="{name}", trust_remote_code=True)
-for region in segment("image.jpg"):
-    print(region["label"], region["mask"].size)"""
-_POLICY_EXAMPLE = """from cts_hf import CtsPolicyModel
-
-policy = CtsPolicyModel.from_pretrained("{name}")  # or: examples/train.py --policy {name}"""
+from cts_hf.model_card import model_card
+from cts_hf.publishing import upload_folder
+from cts_hf.training.checkpoints import replace_files
+from cts_hf.training.recipe import save_recipe
 
 
 def save_model_folder(
@@ -91,31 +59,6 @@ def save_model_folder(
     replace_files(unfinished, folder)
 
 
-def model_card(model: PreTrainedModel, metrics: dict[str, float], title: str, name: str) -> str:
-    """Text of README.md: what the model is, its metrics, and how to use it under `name`."""
-    rows = [f"| {label} | {value:.4f} |" for label, value in metrics.items()]
-    config = model.config
-    if isinstance(model, CtsPolicyModel):
-        size = config.superpatch_size
-        description = f"Predicts which superpatches of {size} x {size} pixels show one class."
-        example, pipeline_tag = _POLICY_EXAMPLE, "image-feature-extraction"
-    else:
-        description = (
-            f"Semantic segmentation of {config.num_labels} classes by a Segmenter with content-aware token sharing, "
-            f"which removes {config.token_reduction:.1%} of the tokens."
-        )
-        example, pipeline_tag = _SEGMENTER_EXAMPLE, "image-segmentation"
-    return _CARD.format(
-        title=title,
-        description=description,
-        pipeline_tag=pipeline_tag,
-        paper=_PAPER,
-        recipe=RECIPE_FILE,
-        results="\n".join(["| metric on the validation images | value |", "|---|---|", *rows]),
-        example=example.format(name=name),
-    )
-
-
 def push_to_hub(folder: str | Path, repo_id: str | None = None) -> str:
     """
     Uploads a model folder, without the checkpoints to resume from.
@@ -127,11 +70,4 @@ def push_to_hub(folder: str | Path, repo_id: str | None = None) -> str:
     Returns:
         its address.
     """
-    folder, api = Path(folder), HfApi()
-    repository = api.create_repo(repo_id or folder.resolve().name, exist_ok=True)
-    api.upload_folder(
-        repo_id=repository.repo_id,
-        folder_path=folder,
-        ignore_patterns=[f"**{CHECKPOINTS}/*", "best/*", "policy/*", ".unfinished*/*"],
-    )
-    return str(repository)
+    return upload_folder(folder, repo_id).url
