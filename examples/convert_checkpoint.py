@@ -64,7 +64,8 @@ class ConversionArguments:
 def main() -> None:
     (args,) = HfArgumentParser(ConversionArguments).parse_args_into_dataclasses()
     if args.kind == "original":
-        save_original(CtsForSemanticSegmentation.from_pretrained(args.source), args.output_dir)
+        model = CtsForSemanticSegmentation.from_pretrained(args.source)
+        save_original(model, CtsImageProcessor.from_pretrained(args.source), args.output_dir)
         print(f"Wrote checkpoint.pth and variant.yml to {args.output_dir}.")
         return
 

@@ -173,12 +173,17 @@ def test_other_checkpoints_are_refused(tmp_path):
 def test_the_way_back_to_the_original(options, tmp_path):
     policy_config = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "output_stride": 8}
     model = tiny_model(image_size=(64, 96), policy_config=policy_config, **options)
-    save_original(model, tmp_path)
+    imagenet = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+    processor = CtsImageProcessor(size={"shortest_edge": 96}, **imagenet)
+    save_original(model, processor, tmp_path)
     with pytest.raises(FileExistsError, match="Remove it or name another folder"):
-        save_original(model, tmp_path)
+        save_original(model, processor, tmp_path)
+    with pytest.raises(ValueError, match="no normalization with mean"):
+        save_original(model, CtsImageProcessor(image_mean=(0, 0, 0)), tmp_path / "other")
     weights = torch.load(tmp_path / "checkpoint.pth", weights_only=True)["model"]
     assert weights["encoder.head.weight"].shape == (1000, 32)
-    again, _ = convert_checkpoint(tmp_path)
+    again, processor_again = convert_checkpoint(tmp_path)
+    assert processor_again.to_dict() == processor.to_dict()
     images = random_images(width=96)
     outputs = again(images)
     assert torch.equal(outputs.logits, model(images).logits)

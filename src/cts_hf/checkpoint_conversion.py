@@ -28,6 +28,7 @@ from .data.ade20k import ADE20K_CLASSES
 from .data.cityscapes import CITYSCAPES_CLASSES
 from .data.pascal_context import PASCAL_CONTEXT_CLASSES
 from .image_processing_cts import CtsImageProcessor
+from .image_processing_pil_cts import CtsImageProcessingMixin
 from .modeling_cts import CtsForSemanticSegmentation
 from .modeling_cts_policy import CtsPolicyModel
 from .token_sharing import num_shared_superpatches
@@ -125,29 +126,35 @@ def load_policy(source: str | Path, **options: Any) -> CtsPolicyModel:
     return convert_policy(state_dict, **options)
 
 
-def save_original(model: CtsForSemanticSegmentation, folder: str | Path) -> None:
+def save_original(model: CtsForSemanticSegmentation, processor: CtsImageProcessingMixin, folder: str | Path) -> None:
     """
     Writes `checkpoint.pth` and `variant.yml` as the original CTS reads them. Its encoder has an ImageNet classifier
     too, which it loads and never uses: it is all zeros.
 
     Args:
         model ([`CtsForSemanticSegmentation`]): With or without policy.
+        processor ([`CtsImageProcessor`]): Its size and normalization are those of the data.
         folder (`str` or `Path`): Created if it is not there.
 
     Raises:
         FileExistsError: If there is a checkpoint already.
+        ValueError: If the original has no such normalization.
     """
     folder = Path(folder)
     if (folder / "checkpoint.pth").exists():
         raise FileExistsError(f"{folder / 'checkpoint.pth'} is there already. Remove it or name another folder.")
     config = model.config
+    normalization = _normalization_name(processor)
     state_dict = to_original(model)
     for head in ("head", "head_dist") if config.use_distillation_token else ("head",):
         state_dict[f"encoder.{head}.weight"] = torch.zeros(_IMAGENET_CLASSES, config.hidden_size)
         state_dict[f"encoder.{head}.bias"] = torch.zeros(_IMAGENET_CLASSES)
     folder.mkdir(parents=True, exist_ok=True)
-    variant = yaml.safe_dump({"net_kwargs": _net_kwargs(model)}, sort_keys=False)
-    (folder / "variant.yml").write_text(variant, encoding="utf-8")
+    variant = {
+        "dataset_kwargs": {"image_size": processor.size["shortest_edge"], "normalization": normalization},
+        "net_kwargs": {**_net_kwargs(model), "normalization": normalization},
+    }
+    (folder / "variant.yml").write_text(yaml.safe_dump(variant, sort_keys=False), encoding="utf-8")
     torch.save({"model": state_dict, "n_cls": config.num_labels}, folder / "checkpoint.pth")
 
 
@@ -167,7 +174,6 @@ def _net_kwargs(model: CtsForSemanticSegmentation) -> dict[str, Any]:
         "d_model": config.hidden_size,
         "n_heads": config.num_attention_heads,
         "n_layers": config.num_hidden_layers,
-        "normalization": "vit",
         "distilled": config.use_distillation_token,
         "backbone": "",
         "dropout": config.hidden_dropout_prob,
@@ -178,6 +184,17 @@ def _net_kwargs(model: CtsForSemanticSegmentation) -> dict[str, Any]:
         "policy_schedule": [num_patches - 4 * num_shared, num_shared],
         "policynet_ckpt": None,
     }
+
+
+def _normalization_name(processor: CtsImageProcessingMixin) -> str:
+    ours = (tuple(processor.image_mean), tuple(processor.image_std))
+    for name, theirs in _NORMALIZATIONS.items():
+        if ours == theirs:
+            return name
+    raise ValueError(
+        f"The original has no normalization with mean and standard deviation {ours}, only "
+        f"{', '.join(f'{name} {values}' for name, values in _NORMALIZATIONS.items())}."
+    )
 
 
 def _variant_options(variant: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Uploads the folder of a model to the Hugging Face Hub: weights, image processor, card and code.
+
+    hf auth login
+    python examples/push_to_hub.py --folder outputs/scenes --repo_id me/scenes --dry_run   # lists the files
+    python examples/push_to_hub.py --folder outputs/scenes --repo_id me/scenes
+"""
+
+from dataclasses import dataclass, field
+
+from transformers import HfArgumentParser
+
+from cts_hf.publishing import upload_folder
+
+
+@dataclass
+class UploadArguments:
+    """What to upload, and where to."""
+
+    folder: str = field(metadata={"help": "Folder of a model, as training and conversion write it."})
+    repo_id: str | None = field(
+        default=None, metadata={"help": "owner/name, created if it is not there; the folder's name by default."}
+    )
+    private: bool = field(default=False, metadata={"help": "Create a private repository."})
+    dry_run: bool = field(default=False, metadata={"help": "Only list what would be uploaded."})
+
+
+def main() -> None:
+    (args,) = HfArgumentParser(UploadArguments).parse_args_into_dataclasses()
+    print(upload_folder(args.folder, args.repo_id, private=args.private or None, dry_run=args.dry_run))
+
+
+if __name__ == "__main__":
+    main()
