@@ -86,7 +86,7 @@ def plot_report(report: dict[str, Any], path: str) -> None:
     rows = report["rows"]
     names = [_case_name(row) for row in rows]
     figure = Figure(figsize=(12, 2 + 0.7 * len(rows)), layout="constrained")
-    ratio_axes, part_axes = figure.subplots(1, 2, sharey=False)
+    ratio_axes, part_axes = figure.subplots(1, 2)
     for index, row in enumerate(rows):
         low, high = row["ratio_quartiles"]
         ratio_axes.barh(index, row["ratio"], color="tab:blue", height=0.6)
@@ -107,7 +107,7 @@ def plot_report(report: dict[str, Any], path: str) -> None:
                 left += time
     part_axes.set_yticks([])
     part_axes.set_xlabel("milliseconds per batch (above: plain, below: CTS)")
-    part_axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=len(PARTS), fontsize="small")
     for axes in (ratio_axes, part_axes):
         axes.invert_yaxis()
     figure.suptitle(f"{report['name']} on {report['setup']['device']}")
