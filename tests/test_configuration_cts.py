@@ -45,6 +45,9 @@ def test_policy_config_follows_the_patch_size():
         ({"policy_loss_weight": -1}, r"policy_loss_weight.*-1"),
         ({"drop_path_rate": 2}, r"drop_path_rate.*2"),
         ({"num_hidden_layers": 0}, r"num_hidden_layers.*0"),
+        ({"intermediate_size": 0}, r"intermediate_size.*0"),
+        ({"decoder_num_attention_heads": 0}, r"decoder_num_attention_heads.*0"),
+        ({"decoder_num_hidden_layers": -1}, r"decoder_num_hidden_layers.*-1"),
     ],
 )
 def test_refusals_name_the_value(options, message):
@@ -64,3 +67,8 @@ def test_refusals_name_the_value(options, message):
 def test_policy_refusals_name_the_value(options, message):
     with pytest.raises(ValueError, match=message):
         CtsPolicyConfig(**options)
+
+
+def test_a_linear_decoder_has_no_heads_that_could_not_fit():
+    config = CtsConfig(hidden_size=200, num_attention_heads=4, decoder_type="linear")
+    assert config.hidden_size == 200

@@ -152,6 +152,52 @@ def test_loss_is_that_of_upsampled_logits():
     torch.testing.assert_close(outputs.loss, nn.functional.cross_entropy(upsampled, labels, ignore_index=255))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integer_dtype(dtype):
+    model, labels = tiny_model(policy_loss_weight=1.0), random_labels()
+    labels[:, :20] = 200
+    model.config.semantic_loss_ignore_index = 200
+    expected = model(random_images(), labels=labels).loss
+    assert torch.equal(model(random_images(), labels=labels.to(dtype)).loss, expected)
+
+
+def test_a_batch_without_annotation_has_the_loss_zero():
+    model = tiny_model()
+    loss = model(random_images(), labels=torch.full((2, 64, 64), 255)).loss
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@torch.no_grad()
+def test_it_does_not_matter_what_padding_holds():
+    model, images, pixel_mask = tiny_model(), random_images(), torch.ones(2, 64, 64)
+    pixel_mask[1, 40:] = pixel_mask[1, :, 50:] = 0
+    blank = model(images * pixel_mask[:, None], pixel_mask=pixel_mask).logits
+    images[1, :, 40:] = float("nan")
+    assert torch.equal(model(images, pixel_mask=pixel_mask).logits, blank)
+
+
+def test_a_joint_policy_learns_from_each_image_as_alone():
+    model = tiny_model(policy_loss_weight=1.0, decoder_type="linear")
+    labels = torch.full((2, 64, 64), 255)
+    labels[0], labels[1, :40, :50] = 0, random_labels(1, 40, 50)[0]
+    pixel_mask = (labels != 255).float()
+    pixel_values = random_images() * pixel_mask[:, None]
+    together = model(pixel_values, labels=labels, pixel_mask=pixel_mask)
+    policy_losses = []
+    for index, (height, width) in enumerate([(64, 64), (40, 50)]):
+        part = slice(index, index + 1)
+        logits = model.cts.policy(pixel_values[part, :, :height, :width]).logits
+        padded = nn.functional.pad(labels[part, :height, :width], (0, -width % 16, 0, -height % 16), value=255)
+        targets = superpatch_targets(padded, 16)
+        policy_losses.append(nn.functional.cross_entropy(logits, targets, ignore_index=255, reduction="none"))
+    policy_losses = torch.cat([losses[losses != 0] for losses in policy_losses])
+    upsampled = nn.functional.interpolate(together.logits, size=(64, 64), mode="bilinear", align_corners=False)
+    expected = nn.functional.cross_entropy(upsampled, labels, ignore_index=255) + policy_losses.mean()
+    torch.testing.assert_close(together.loss, expected)
+
+
 def test_a_frozen_policy_stays_as_it_is():
     model = tiny_model().train()
     before = copy.deepcopy(model.cts.policy.state_dict())
@@ -278,6 +324,7 @@ def test_exports_at_a_fixed_size():
         ({"labels": torch.zeros(2, 32, 64, dtype=torch.int64)}, r"\(2, 64, 64\).*\(2, 32, 64\)"),
         ({"labels": torch.full((2, 64, 64), 5)}, r"\[5\].*0 to 4, or 255"),
         ({"labels": torch.full((2, 64, 64), -1)}, r"\[-1\]"),
+        ({"labels": torch.zeros(2, 64, 64)}, "integers, got torch.float32"),
         ({"superpatch_scores": torch.zeros(2, 8, 8)}, r"\(2, 4, 4\).*\(2, 8, 8\)"),
         ({"superpatch_scores": torch.full((2, 4, 4), float("nan"))}, "NaN"),
         ({"pixel_mask": torch.ones(2, 32, 32)}, r"pixel_mask.*\(2, 64, 64\).*\(2, 32, 32\)"),
@@ -286,6 +333,26 @@ def test_exports_at_a_fixed_size():
 def test_refusals_name_the_value(arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_model()(**{"pixel_values": random_images(), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder_type": "fcn"}, "mask_transformer"),
+        ({"policy_loss_weight": -1.0}, r"policy_loss_weight.*-1\.0"),
+        ({"patch_size": 4}, "superpatch_size. must be 8"),
+        ({"token_reduction": 0.9}, r"token_reduction.*0\.9"),
+    ],
+)
+def test_options_given_when_loading_are_checked_too(options, message, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        CtsForSemanticSegmentation.from_pretrained(tmp_path, **options)
+
+
+def test_a_single_class_is_refused():
+    with pytest.raises(ValueError, match=r"at least 2.*got 1"):
+        CtsForSemanticSegmentation(tiny_config(num_labels=1))
 
 
 def test_sharing_without_a_policy_is_refused():

@@ -118,6 +118,41 @@ def test_padded_layout_gives_each_image_the_tokens_it_gets_alone():
             assert torch.equal(restored[index, : 2 * height, : 2 * width], expected)
 
 
+def test_padded_layout_never_shares_padding():
+    mask = torch.ones(1, 4, 4, dtype=torch.bool)
+    mask[:, :, 2:] = False
+    for scores in (torch.full((1, 4, 4), float("-inf")), torch.arange(16).view(1, 4, 4) + 2**24):
+        layout = build_padded_layout(scores, 0.75, mask)
+        assert torch.equal(layout.shared_superpatches, mask)
+        assert layout.patch_to_token.max() < layout.token_source.shape[1]
+
+
+def test_padded_budgets_are_those_of_an_image_alone():
+    """Also where the product of a budget and a number of patches is halfway between two integers."""
+    grid = (torch.arange(40) < torch.arange(1, 41)[:, None])[:, None]  # 1 to 40 superpatches
+    for token_reduction in [step / 1000 for step in range(751)]:
+        shared = build_padded_layout(torch.zeros(40, 1, 40), token_reduction, grid).shared_superpatches
+        expected = [num_shared_superpatches(token_reduction, 4 * count) for count in range(1, 41)]
+        assert shared.sum((1, 2)).tolist() == expected
+
+
+def test_padded_targets_are_those_of_an_image_alone():
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(5, 6), (3, 6), (4, 2), (1, 1)]
+    labels = torch.full((len(sizes), 20, 24), 255)
+    mask = torch.zeros(len(sizes), 5, 6, dtype=torch.bool)
+    for index, (rows, columns) in enumerate(sizes):
+        coarse = torch.randint(0, 3, (2 * rows, 2 * columns), generator=generator)
+        coarse[coarse == 2] = 255
+        labels[index, : 4 * rows, : 4 * columns] = coarse.repeat_interleave(2, 0).repeat_interleave(2, 1)
+        mask[index, :rows, :columns] = True
+    targets = superpatch_targets(labels, 4, superpatch_mask=mask)
+    assert (targets[~mask] == 255).all()
+    for index, (rows, columns) in enumerate(sizes):
+        alone = superpatch_targets(labels[index : index + 1, : 4 * rows, : 4 * columns], 4)
+        assert torch.equal(targets[index, :rows, :columns], alone[0])
+
+
 @pytest.mark.parametrize(
     ("token_reduction", "num_patches", "expected"),
     [(309 / 1024, 1024, 103), (0.3, 900, 90), (0.3, 1600, 160), (0.4375, 2304, 336), (0, 64, 0), (0.75, 64, 16)],

@@ -108,7 +108,7 @@ class CtsPolicyConfig(PreTrainedConfig):
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of the classifier.
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
-            Superpatch target that the loss ignores.
+            Superpatch target that the loss ignores; [`superpatch_targets`] makes 255, whatever labels ignore.
 
     Example:
 
@@ -126,13 +126,18 @@ class CtsPolicyConfig(PreTrainedConfig):
     width_coefficient: float | int = 1.0
     depth_coefficient: float | int = 1.0
     num_channels: int = 3
-    batch_norm_eps: float = 1e-5
+    batch_norm_eps: float | int = 1e-5
     tf_padding: bool = False
     initializer_range: float | int = 0.02
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
         _refuse_unknown_names(self, kwargs)
+        self.check_options()
+        super().__post_init__(**kwargs)
+
+    def check_options(self) -> None:
+        """Refuses options that do not fit, with a `ValueError` that names them."""
         _refuse_below_one(self, "num_channels")
         if self.superpatch_size < 2 or self.superpatch_size % 2:
             raise ValueError(
@@ -143,7 +148,6 @@ class CtsPolicyConfig(PreTrainedConfig):
         for name in ("width_coefficient", "depth_coefficient"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
-        super().__post_init__(**kwargs)
 
 
 @strict
@@ -192,7 +196,8 @@ class CtsConfig(PreTrainedConfig):
             Configuration of the policy network. Its superpatch size is twice the patch size.
         policy_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the policy's own loss in the loss of [`CtsForSemanticSegmentation`]. At 0 the policy is frozen:
-            it stays in evaluation mode and gets no gradient.
+            it stays in evaluation mode and gets no gradient. Set it when the model is built or loaded
+            (`from_pretrained(..., policy_loss_weight=1.0)`), not afterwards.
         decoder_type (`str`, *optional*, defaults to `"mask_transformer"`):
             `"mask_transformer"` or `"linear"`, the decoders of Segmenter.
         decoder_num_hidden_layers (`int`, *optional*, defaults to 2):
@@ -227,7 +232,7 @@ class CtsConfig(PreTrainedConfig):
     num_attention_heads: int = 6
     intermediate_size: int = 1536
     hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float | int = 1e-5
     qkv_bias: bool = True
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
@@ -248,9 +253,22 @@ class CtsConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         _refuse_unknown_names(self, kwargs)
+        if self.decoder_num_attention_heads is None:
+            self.decoder_num_attention_heads = max(1, self.hidden_size // 64)
+        if self.decoder_layer_norm_eps is None:
+            self.decoder_layer_norm_eps = self.layer_norm_eps
+        self._complete_policy_config()
+        self.check_options()
+        # `register_for_auto_class` records a single auto class; a checkpoint serves two.
+        kwargs["auto_map"] = {**_AUTO_MAP, **kwargs.get("auto_map", {})}
+        super().__post_init__(**kwargs)
+
+    def check_options(self) -> None:
+        """Refuses options that do not fit, or do not fit each other, with a `ValueError` that names them."""
         _refuse_below_one(
             self, "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads"
         )
+        _refuse_below_one(self, "intermediate_size")
         _refuse_outside(self, "token_reduction", 0, 0.75)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             _refuse_outside(self, name, 0, 1)
@@ -260,20 +278,17 @@ class CtsConfig(PreTrainedConfig):
             raise ValueError(f"`policy_loss_weight` must be at least 0 (0: frozen), got {self.policy_loss_weight}.")
         if self.decoder_type not in ("mask_transformer", "linear"):
             raise ValueError(f"`decoder_type` must be 'mask_transformer' or 'linear', got {self.decoder_type!r}.")
-        if self.decoder_num_attention_heads is None:
-            self.decoder_num_attention_heads = max(1, self.hidden_size // 64)
-        if self.decoder_layer_norm_eps is None:
-            self.decoder_layer_norm_eps = self.layer_norm_eps
-        for name in ("num_attention_heads", "decoder_num_attention_heads"):
+        names = ["num_attention_heads"]
+        if self.decoder_type == "mask_transformer":
+            _refuse_below_one(self, "decoder_num_hidden_layers", "decoder_num_attention_heads")
+            names.append("decoder_num_attention_heads")
+        for name in names:
             if self.hidden_size % getattr(self, name):
                 raise ValueError(
                     f"`hidden_size` ({self.hidden_size}) must be a multiple of `{name}` ({getattr(self, name)})."
                 )
         self._check_image_size()
-        self._complete_policy_config()
-        # `register_for_auto_class` records a single auto class; a checkpoint serves two.
-        kwargs["auto_map"] = {**_AUTO_MAP, **kwargs.get("auto_map", {})}
-        super().__post_init__(**kwargs)
+        self.check_policy_config(self.policy_config)
 
     def _check_image_size(self):
         sides = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
@@ -294,7 +309,6 @@ class CtsConfig(PreTrainedConfig):
                 "transformers_version": self.transformers_version,
             }
             self.policy_config = CtsPolicyConfig(**{**defaults, **self.policy_config})
-        self.check_policy_config(self.policy_config)
 
     def check_policy_config(self, policy_config: CtsPolicyConfig) -> None:
         """Refuses the configuration of a policy for superpatches of another size, or for other channels."""

@@ -29,7 +29,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cts import CtsConfig
 from .modeling_cts_decoders import DECODERS, CtsMaskTransformerDecoder
-from .modeling_cts_embeddings import CtsEmbeddings, grid_mask, image_sizes
+from .modeling_cts_embeddings import CtsEmbeddings, grid_mask, grid_sizes
 from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask
 from .modeling_cts_policy import CtsPolicyModel, check_label_ids, pad_to_superpatches, policy_loss
 from .token_sharing import (
@@ -157,6 +157,7 @@ class CtsModel(CtsPreTrainedModel):
 
     def __init__(self, config: CtsConfig):
         super().__init__(config)
+        config.check_options()  # again: `from_pretrained` sets options behind the configuration's own check
         self.policy = CtsPolicyModel(config.policy_config) if config.use_policy else None
         self.embeddings = CtsEmbeddings(config)
         drop_path = drop_path_schedule(config.drop_path_rate, config.num_hidden_layers)
@@ -211,11 +212,12 @@ class CtsModel(CtsPreTrainedModel):
 
         Raises:
             ValueError: If an argument has a wrong shape, `token_reduction` is outside [0, 0.75], `superpatch_scores`
-            hold
-                NaN, or sharing is asked for without a policy or scores.
+                hold NaN, or sharing is asked for without a policy or scores.
         """
         superpatch_size = 2 * self.config.patch_size
         image_grids = self._image_grids(pixel_values, pixel_mask)
+        if pixel_mask is not None:
+            pixel_values = pixel_values.masked_fill(~pixel_mask.bool()[:, None], 0)  # whatever the padding was
         pixel_values = pad_to_superpatches(pixel_values, superpatch_size, self.config.num_channels)
         pixel_values = pixel_values.to(self.dtype)
         layout, policy_logits = self._build_layout(pixel_values, superpatch_scores, token_reduction, image_grids)
@@ -240,9 +242,7 @@ class CtsModel(CtsPreTrainedModel):
                 f"`pixel_mask` must have shape {(pixel_values.shape[0], *pixel_values.shape[2:])} for these "
                 f"`pixel_values`, got {tuple(pixel_mask.shape)}."
             )
-        superpatch_size = 2 * self.config.patch_size
-        sizes = image_sizes(pixel_mask)
-        return (sizes + superpatch_size - 1).div(superpatch_size, rounding_mode="floor") * 2
+        return 2 * grid_sizes(pixel_mask, 2 * self.config.patch_size)
 
     def _build_layout(
         self,
@@ -256,7 +256,6 @@ class CtsModel(CtsPreTrainedModel):
         superpatch_size = 2 * self.config.patch_size
         rows, columns = pixel_values.shape[2] // superpatch_size, pixel_values.shape[3] // superpatch_size
         num_shared = num_shared_superpatches(token_reduction, 4 * rows * columns)
-
         superpatch_mask = None if image_grids is None else grid_mask(image_grids // 2, rows, columns)
 
         shape = (pixel_values.shape[0], rows, columns)
@@ -294,6 +293,9 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
 
     def __init__(self, config: CtsConfig):
         super().__init__(config)
+        if config.num_labels < 2:
+            # One class wins everywhere, and the mask transformer normalizes its logits away.
+            raise ValueError(f"`num_labels` must be at least 2 (background is a class too), got {config.num_labels}.")
         self.cts = CtsModel(config)
         self.decode_head = DECODERS[config.decoder_type](config)
         self.post_init()
@@ -348,13 +350,13 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         logits = logits[:, :, :rows, :columns]
 
         return CtsSemanticSegmenterOutput(
-            loss=self._loss(logits, outputs.policy_logits, labels) if labels is not None else None,
+            loss=self._loss(logits, outputs.policy_logits, labels, pixel_mask) if labels is not None else None,
             logits=logits,
             policy_logits=outputs.policy_logits,
             shared_superpatches=layout.shared_superpatches,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            logits_sizes=self._logits_sizes(pixel_mask),
+            logits_sizes=grid_sizes(pixel_mask, self.config.patch_size) if pixel_mask is not None else None,
         )
 
     def _check_labels(self, labels: torch.Tensor, pixel_values: torch.Tensor) -> None:
@@ -366,22 +368,25 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
             )
         check_label_ids(labels, self.config.num_labels, self.config.semantic_loss_ignore_index)
 
-    def _logits_sizes(self, pixel_mask: torch.Tensor | None) -> torch.Tensor | None:
-        if pixel_mask is None:
-            return None
-        patch_size = self.config.patch_size
-        return (image_sizes(pixel_mask) + patch_size - 1).div(patch_size, rounding_mode="floor")
-
-    def _loss(self, logits: torch.Tensor, policy_logits: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
-        ignore_index = self.config.semantic_loss_ignore_index
-        loss = self.loss_function(logits.float(), labels, ignore_index=ignore_index)
+    def _loss(self, logits, policy_logits, labels: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
+        ignore_index, labels = self.config.semantic_loss_ignore_index, labels.long()
+        # Counted here, because the mean over no pixels is NaN: a batch without annotation has the loss 0.
+        num_pixels = (labels != ignore_index).sum().clamp(min=1)
+        loss = self.loss_function(logits.float(), labels, ignore_index=ignore_index, num_items_in_batch=num_pixels)
         if self.config.policy_loss_weight > 0 and policy_logits is not None:
-            superpatch_size = 2 * self.config.patch_size
-            bottom, right = (-side % superpatch_size for side in labels.shape[-2:])
-            padded_labels = nn.functional.pad(labels, (0, right, 0, bottom), value=ignore_index)
-            targets = superpatch_targets(padded_labels, superpatch_size, ignore_index)
+            targets = self._policy_targets(labels, pixel_mask)
             loss = loss + self.config.policy_loss_weight * policy_loss(policy_logits, targets, IGNORED_TARGET)
         return loss
+
+    def _policy_targets(self, labels: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
+        superpatch_size, ignore_index = 2 * self.config.patch_size, self.config.semantic_loss_ignore_index
+        bottom, right = (-side % superpatch_size for side in labels.shape[-2:])
+        labels = nn.functional.pad(labels, (0, right, 0, bottom), value=ignore_index)
+        superpatch_mask = None
+        if pixel_mask is not None:
+            rows, columns = (side // superpatch_size for side in labels.shape[-2:])
+            superpatch_mask = grid_mask(grid_sizes(pixel_mask, superpatch_size), rows, columns)
+        return superpatch_targets(labels, superpatch_size, ignore_index, superpatch_mask)
 
 
 __all__ = [

@@ -69,11 +69,12 @@ class CtsEmbeddings(nn.Module):
     ) -> torch.Tensor:
         """
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Whole
-            superpatches. layout (`TokenLayout`): Which tokens there are.
-            image_grids (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*): Rows and columns of patches of
-                each
-                image, where padding makes the grid larger.
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images of whole superpatches.
+            layout (`TokenLayout`):
+                Which tokens there are.
+            image_grids (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
+                Rows and columns of patches of each image, where padding makes the grid larger.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_prefix_tokens + num_tokens, hidden_size)`.
@@ -128,10 +129,14 @@ def _resample_positions(positions: torch.Tensor, grid: tuple[int, int], image_gr
     return sampled.to(positions.dtype)
 
 
-def image_sizes(pixel_mask: torch.Tensor) -> torch.Tensor:
-    """Height and width, in pixels, of each image of a padded batch: `(batch_size, 2)`, int64."""
+def grid_sizes(pixel_mask: torch.Tensor, cell_size: int) -> torch.Tensor:
+    """
+    Rows and columns of cells of `cell_size` pixels, begun ones included, that each image of a padded batch fills:
+    `(batch_size, 2)`, int64.
+    """
     is_real = pixel_mask.bool()
-    return torch.stack([is_real[:, :, 0].sum(dim=1), is_real[:, 0, :].sum(dim=1)], dim=1)
+    sizes = torch.stack([is_real[:, :, 0].sum(dim=1), is_real[:, 0, :].sum(dim=1)], dim=1)
+    return (sizes + cell_size - 1).div(cell_size, rounding_mode="floor")
 
 
 def grid_mask(sizes: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -141,4 +146,4 @@ def grid_mask(sizes: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     return row_is_real[:, :, None] & column_is_real[:, None, :]
 
 
-__all__ = ["CtsEmbeddings", "CtsPatchEmbeddings", "grid_mask", "image_sizes"]
+__all__ = ["CtsEmbeddings", "CtsPatchEmbeddings", "grid_mask", "grid_sizes"]

@@ -51,8 +51,7 @@ class CtsPolicyModel(PreTrainedModel):
 
     Args:
         config ([`CtsPolicyConfig`]): The configuration. Weights are random until they are loaded, from a checkpoint
-        with
-            `from_pretrained` or from others' weights with `cts_hf.conversion`.
+            with `from_pretrained` or from others' weights with `cts_hf.conversion`.
     """
 
     config: CtsPolicyConfig
@@ -70,6 +69,7 @@ class CtsPolicyModel(PreTrainedModel):
 
     def __init__(self, config: CtsPolicyConfig):
         super().__init__(config)
+        config.check_options()
         self.backbone = CtsPolicyBackbone(config)
         self.head = nn.Conv2d(self.backbone.num_features, 2, kernel_size=1)
         self.post_init()
@@ -209,7 +209,7 @@ def policy_loss(logits: torch.Tensor, targets: torch.Tensor, ignore_index: int) 
             f"{tuple(targets.shape)}. Make them from label maps with `cts_hf.superpatch_targets`."
         )
     check_label_ids(targets, num_labels=2, ignore_index=ignore_index)
-    losses = nn.functional.cross_entropy(logits.float(), targets, ignore_index=ignore_index, reduction="sum")
+    losses = nn.functional.cross_entropy(logits.float(), targets.long(), ignore_index=ignore_index, reduction="sum")
     return losses / (targets != ignore_index).sum().clamp(min=1)
 
 
@@ -218,12 +218,14 @@ def check_label_ids(labels: torch.Tensor, num_labels: int, ignore_index: int) ->
     Refuses labels that are neither in [0, `num_labels`) nor `ignore_index`. On an accelerator the check runs there, so
     that the host need not wait for it.
     """
+    if labels.is_floating_point():
+        raise ValueError(f"Labels must be integers, got {labels.dtype}. Convert them with `.long()`.")
     if torch.compiler.is_compiling():
         return
     valid = ((labels >= 0) & (labels < num_labels)) | (labels == ignore_index)
     advice = (
-        f"Labels must be ids from 0 to {num_labels - 1}, or {ignore_index} for pixels to ignore. Check `num_labels`, "
-        "the ignore index and `do_reduce_labels`."
+        f"Labels must be ids from 0 to {num_labels - 1}, or {ignore_index} to be ignored. Check the number of labels, "
+        "the ignore index, and whether ids count from 1 (`do_reduce_labels`)."
     )
     if labels.device.type != "cpu":
         torch._assert_async(valid.all(), advice)

@@ -199,9 +199,8 @@ class CtsPolicyBackbone(nn.Module):
 def blank_padding(hidden_states: torch.Tensor, superpatch_mask: torch.Tensor | None) -> torch.Tensor:
     """
     Zeros features, `(batch_size, channels, height, width)`, of superpatches that are padding, `False` in a mask of
-    shape
-    `(batch_size, rows, columns)`. A convolution then sees beyond the border of each image what it sees beyond that of
-    an image alone.
+    shape `(batch_size, rows, columns)`. A convolution then sees beyond the border of each image what it sees beyond
+    that of an image alone.
     """
     if superpatch_mask is None:
         return hidden_states

@@ -30,6 +30,7 @@ Segmentation with Vision Transformers", CVPR 2023 (arXiv 2306.02095), sections 3
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers.utils import ModelOutput
 
 
@@ -78,7 +79,9 @@ def num_shared_superpatches(token_reduction: float, num_patches: int) -> int:
     return round(token_reduction * num_patches / 3)
 
 
-def superpatch_targets(labels: torch.Tensor, superpatch_size: int, ignore_index: int = 255) -> torch.Tensor:
+def superpatch_targets(
+    labels: torch.Tensor, superpatch_size: int, ignore_index: int = 255, superpatch_mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     What a policy should predict: whether all pixels of a superpatch have one label (paper, section 3.2).
 
@@ -86,6 +89,8 @@ def superpatch_targets(labels: torch.Tensor, superpatch_size: int, ignore_index:
         labels (`torch.Tensor` of shape `(batch_size, height, width)`): Label maps of any integer dtype.
         superpatch_size (`int`): Side of a superpatch in pixels; must divide height and width.
         ignore_index (`int`): The label of pixels without annotation.
+        superpatch_mask (`torch.BoolTensor` of the shape of the result, *optional*): `False` at superpatches that are
+            padding, in a batch of images of different sizes; their target is 255.
 
     Returns:
         `torch.LongTensor` of shape `(batch_size, height // superpatch_size, width // superpatch_size)`: 1 for one
@@ -112,12 +117,15 @@ def superpatch_targets(labels: torch.Tensor, superpatch_size: int, ignore_index:
     one_class = lowest == highest
     partly_ignored = is_ignored.any(dim=4).any(dim=2) & ~all_ignored
 
-    row_index = torch.arange(rows, device=labels.device)[:, None]
-    column_index = torch.arange(columns, device=labels.device)[None, :]
-    on_border = (row_index % max(rows - 1, 1) == 0) | (column_index % max(columns - 1, 1) == 0)
+    if superpatch_mask is None:
+        superpatch_mask = torch.ones_like(one_class)
+    # Inside the image are those whose four neighbours are part of it, too.
+    is_part = nn.functional.pad(superpatch_mask, (1, 1, 1, 1), value=False)
+    is_inside = is_part[:, :-2, 1:-1] & is_part[:, 2:, 1:-1] & is_part[:, 1:-1, :-2] & is_part[:, 1:-1, 2:]
 
     targets = (all_ignored | (one_class & ~partly_ignored)).long()
-    return targets.masked_fill(one_class & partly_ignored & on_border, IGNORED_TARGET)
+    is_unclear = one_class & partly_ignored & ~is_inside
+    return targets.masked_fill(is_unclear | ~superpatch_mask, IGNORED_TARGET)
 
 
 def build_layout(scores: torch.Tensor, num_shared: int) -> TokenLayout:
@@ -153,12 +161,15 @@ def build_padded_layout(scores: torch.Tensor, token_reduction: float, superpatch
     """
     num_superpatches = _count_superpatches(scores)
     most_shared = num_shared_superpatches(token_reduction, 4 * num_superpatches)
-    budgets = (superpatch_mask.flatten(1).sum(dim=1, keepdim=True) * 4 * token_reduction / 3).round()
+    # The arithmetic of `num_shared_superpatches`, which Python does in double precision; Apple's GPUs have none.
+    dtype = torch.float32 if scores.device.type == "mps" else torch.float64
+    num_patches = 4 * superpatch_mask.flatten(1).sum(dim=1, keepdim=True).to(dtype)
+    budgets = (token_reduction * num_patches / torch.full_like(num_patches, 3)).round()
 
-    scores = scores if scores.is_floating_point() else scores.float()  # integers have no infinity
-    ranking = (
-        scores.masked_fill(~superpatch_mask, float("-inf")).flatten(1).argsort(dim=1, descending=True, stable=True)
-    )
+    # By score, then padding behind all the rest: no score, not even -inf, could rank it there by itself.
+    ranking = scores.flatten(1).argsort(dim=1, descending=True, stable=True)
+    is_padding = (~superpatch_mask).flatten(1).gather(1, ranking)
+    ranking = ranking.gather(1, is_padding.int().argsort(dim=1, stable=True))
     within_budget = torch.arange(num_superpatches, device=scores.device) < budgets
     shared = torch.zeros_like(within_budget).scatter(1, ranking, within_budget)
     # Budgets are rounded: a smaller image can need up to one superpatch's tokens more than the largest one's share.
