@@ -32,6 +32,7 @@ from accelerate.utils import set_seed
 from PIL import Image
 
 from cts_hf import CtsForSemanticSegmentation, CtsPolicyModel
+from cts_hf.checkpoint_conversion import load_policy_folder
 from cts_hf.data import SegmentationData
 from cts_hf.evaluation import Sharing
 from cts_hf.image_processing_cts import CtsImageProcessor
@@ -95,7 +96,7 @@ def get_policy(arguments: tuple, data: SegmentationData, processor: CtsImageProc
     """The policy that the options name, or one that is trained here, in `<output_dir>/policy`."""
     data_args, model_args, policy_args, policy_source, args = arguments
     if policy_source.policy:
-        return CtsPolicyModel.from_pretrained(policy_source.policy)
+        return load_policy_folder(policy_source.policy)
     policy = build_policy(policy_args, model_args.patch_size)
     if policy_source.policy_epochs == 0:
         if policy_source.policy_loss_weight == 0 and model_args.token_reduction > 0:
@@ -122,7 +123,7 @@ def get_policy(arguments: tuple, data: SegmentationData, processor: CtsImageProc
     accelerator = build_accelerator(policy_optimization)
     if args.resume_from_checkpoint and (folder / "model.safetensors").exists():
         accelerator.print(f"The policy in {folder} is trained already.")
-        return CtsPolicyModel.from_pretrained(folder)
+        return load_policy_folder(folder)
     if accelerator.is_main_process and not args.resume_from_checkpoint:
         # A run that is resumed would take what an earlier one has left for its own.
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,7 +5,7 @@ import torch
 import yaml
 
 from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
-from cts_hf.checkpoint_conversion import convert_checkpoint, load_policy, save_original
+from cts_hf.checkpoint_conversion import convert_checkpoint, load_policy, load_policy_folder, save_original
 from cts_hf.data.ade20k import ADE20K_CLASSES
 
 from .golden import build_golden_model, load_golden
@@ -168,11 +168,13 @@ def test_other_checkpoints_are_refused(tmp_path):
         convert_checkpoint(tmp_path / "other.pth")
 
 
+ORIGINAL_OPTIONS = {"image_size": (64, 96), "patch_size": 16, "intermediate_size": 128, "policy_config": None}
+
+
 @pytest.mark.parametrize("options", [{}, {"decoder_type": "linear", "use_distillation_token": True}])
 @torch.no_grad()
 def test_the_way_back_to_the_original(options, tmp_path):
-    policy_config = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "output_stride": 8}
-    model = tiny_model(image_size=(64, 96), policy_config=policy_config, **options)
+    model = tiny_model(**{**ORIGINAL_OPTIONS, **options})
     imagenet = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
     processor = CtsImageProcessor(size={"shortest_edge": 96}, **imagenet)
     save_original(model, processor, tmp_path)
@@ -188,6 +190,48 @@ def test_the_way_back_to_the_original(options, tmp_path):
     outputs = again(images)
     assert torch.equal(outputs.logits, model(images).logits)
     assert outputs.shared_superpatches.any()
+
+
+def test_what_the_original_cannot_express_is_refused(tmp_path):
+    policy_config = {"tf_padding": True, "batch_norm_eps": 1e-3, "output_stride": 16, "depth_coefficient": 0.3}
+    options = {"layer_norm_eps": 1e-6, "decoder_num_attention_heads": 2, "policy_config": policy_config}
+    model = tiny_model(**{**ORIGINAL_OPTIONS, **options})
+    with pytest.raises(ValueError, match="The original CTS cannot express") as error:
+        save_original(model, CtsImageProcessor(), tmp_path / "original")
+    for part in (
+        "layer_norm_eps=1e-06 (original: 1e-05)",
+        "decoder_layer_norm_eps=1e-06 (original: 1e-05)",
+        "decoder_num_attention_heads=2 (original: 1)",
+        "policy_config.tf_padding=True (original: False)",
+        "policy_config.batch_norm_eps=0.001 (original: 1e-05)",
+        "policy_config.output_stride=16 (original: 32)",
+        "policy_config.depth_coefficient=0.3 (original: 1.0)",
+    ):
+        assert part in str(error.value)
+    assert not (tmp_path / "original").exists()
+    with pytest.raises(ValueError, match=r"express intermediate_size=64 \(original: 128\): it"):
+        save_original(tiny_model(use_policy=False), CtsImageProcessor(), tmp_path / "original")
+    # A linear decoder has no heads, and a model without policy no padding.
+    options |= {"layer_norm_eps": 1e-5, "decoder_type": "linear", "use_policy": False}
+    save_original(tiny_model(**{**ORIGINAL_OPTIONS, **options}), CtsImageProcessor(), tmp_path / "original")
+
+
+def test_folders_that_would_give_a_random_policy_are_refused(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "segmenter")
+    with pytest.raises(ValueError, match=r"whole segmentation model, not a policy\. Give the folder of its policy"):
+        load_policy(tmp_path / "segmenter")
+    policy = tiny_policy()
+    weights = policy.state_dict()
+    stem = weights["backbone.conv_stem.weight"]
+    del weights["head.bias"]
+    broken = {**weights, "neck.weight": torch.ones(1), "backbone.conv_stem.weight": torch.cat([stem, stem])}
+    policy.save_pretrained(tmp_path / "policy", state_dict=broken)
+    with pytest.raises(ValueError, match=r"config\.json describes") as error:
+        load_policy_folder(tmp_path / "policy")
+    for part in ("1 missing: head.bias", "1 unexpected: neck.weight", "1 misshaped: backbone.conv_stem.weight"):
+        assert part in str(error.value)
+    policy.save_pretrained(tmp_path / "policy")
+    assert torch.equal(load_policy(tmp_path / "policy").head.bias, policy.head.bias)
 
 
 def test_setting_a_policy(tmp_path):

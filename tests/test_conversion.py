@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cts_hf import CtsPolicyConfig
 from cts_hf.conversion import (
     convert_policy,
     convert_segmenter,
@@ -99,6 +100,19 @@ def test_and_back_with_a_policy():
     assert again.config.use_policy
     for name, value in again.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_what_shapes_do_not_tell_of_a_policy_is_the_callers():
+    trunk_stages = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "output_stride": 8}
+    tensorflow = {"tf_padding": True, "batch_norm_eps": 1e-3}
+    weights = to_original(tiny_model(num_attention_heads=1, policy_config=trunk_stages))
+    whole = CtsPolicyConfig(superpatch_size=16, output_stride=8, **tensorflow)
+    for given in (tensorflow, {**tensorflow, "output_stride": 8}, whole):
+        policy_config = convert_segmenter(weights, num_attention_heads=1, policy_config=given).config.policy_config
+        assert (policy_config.tf_padding, policy_config.batch_norm_eps, policy_config.output_stride) == (True, 1e-3, 8)
+    assert not convert_segmenter(weights, num_attention_heads=1, policy_config=None).config.policy_config.tf_padding
+    with pytest.raises(ValueError, match=r"contradict policy_config={'output_stride': 16} \(weights: .* 8}\)"):
+        convert_segmenter(weights, policy_config={**tensorflow, "output_stride": 16})
 
 
 def test_weights_of_something_else_are_refused():

@@ -150,6 +150,8 @@ def test_impossible_calls_are_refused():
     model, image = tiny_model(), random_images(1)
     with pytest.raises(ValueError, match="stride is 65, it must be 1 to 64"):
         sliding_window_logits(model, image, window=64, stride=65)
+    with pytest.raises(ValueError, match="window is 0, it must be at least 1"):
+        sliding_window_logits(model, image, window=0, stride=0)
     with pytest.raises(ValueError, match="batch_size is 0"):
         sliding_window_logits(model, image, window=64, stride=64, batch_size=0)
     with pytest.raises(ValueError, match="a single image"):

@@ -17,12 +17,14 @@ kind of checkpoint it is shows in the names of its weights.
 """
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from .configuration_cts import CtsConfig
 from .conversion import convert_mmsegmentation, convert_policy, convert_segmenter, to_original
 from .data.ade20k import ADE20K_CLASSES
 from .data.cityscapes import CITYSCAPES_CLASSES
@@ -115,15 +117,47 @@ def load_policy(source: str | Path, **options: Any) -> CtsPolicyModel:
 
     Raises:
         FileNotFoundError: If there is no such policy.
-        ValueError: If these are the weights of something else.
+        ValueError: If these are the weights of something else, or a folder's weights are incomplete.
     """
     if (Path(source) / "config.json").is_file():
-        return CtsPolicyModel.from_pretrained(source)
+        return load_policy_folder(source)
     state_dict = _strip_module(read_weights(source))
     kind = _recognize(state_dict, source)
     if kind not in ("policy", "policy trunk"):
         raise ValueError(f"{source} holds a {kind} model, not a policy: convert it with `convert_checkpoint`.")
     return convert_policy(state_dict, **options)
+
+
+def load_policy_folder(source: str | Path) -> CtsPolicyModel:
+    """
+    Opens a policy that [`~CtsPolicyModel.save_pretrained`] wrote. Weights that are not there would be random ones.
+
+    Args:
+        source (`str` or `Path`): Folder, or id of a repository on the Hub.
+
+    Raises:
+        ValueError: If weights are missing, left over or misshaped, as in the folder of a whole segmentation model.
+    """
+    policy, info = CtsPolicyModel.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True)
+    if any(name.startswith("cts.") for name in info["unexpected_keys"]):
+        raise ValueError(
+            f"{source} holds a whole segmentation model, not a policy. Give the folder of its policy "
+            "(examples/train.py leaves the one it trains in OUTPUT_DIR/policy), or save the model's own with "
+            f"`CtsForSemanticSegmentation.from_pretrained({str(source)!r}).cts.policy.save_pretrained(FOLDER)`."
+        )
+    # Misshaped weights come with both of their shapes.
+    found = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "misshaped": sorted(str(name if isinstance(name, str) else name[0]) for name in info["mismatched_keys"]),
+    }
+    problems = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in found.items() if names]
+    if problems:
+        raise ValueError(
+            f"The weights in {source} do not fit the policy that its config.json describes. {'; '.join(problems)}. "
+            "Save the policy again, weights and config.json together, or train it again with examples/train_policy.py."
+        )
+    return policy
 
 
 def save_original(model: CtsForSemanticSegmentation, processor: CtsImageProcessingMixin, folder: str | Path) -> None:
@@ -138,12 +172,14 @@ def save_original(model: CtsForSemanticSegmentation, processor: CtsImageProcessi
 
     Raises:
         FileExistsError: If there is a checkpoint already.
-        ValueError: If the original has no such normalization.
+        ValueError: If the original has no such normalization, or options that it cannot express have other values
+            than its own: all of them are listed.
     """
     folder = Path(folder)
     if (folder / "checkpoint.pth").exists():
         raise FileExistsError(f"{folder / 'checkpoint.pth'} is there already. Remove it or name another folder.")
     config = model.config
+    _refuse_inexpressible(config)
     normalization = _normalization_name(processor)
     state_dict = to_original(model)
     for head in ("head", "head_dist") if config.use_distillation_token else ("head",):
@@ -156,6 +192,41 @@ def save_original(model: CtsForSemanticSegmentation, processor: CtsImageProcessi
     }
     (folder / "variant.yml").write_text(yaml.safe_dump(variant, sort_keys=False), encoding="utf-8")
     torch.save({"model": state_dict, "n_cls": config.num_labels}, folder / "checkpoint.pth")
+
+
+def _refuse_inexpressible(config: CtsConfig) -> None:
+    """Refuses options that change outputs and that the code of the original has a fixed value for."""
+    fixed = {
+        "num_channels": 3,
+        "intermediate_size": 4 * config.hidden_size,
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "layer_norm_eps": 1e-5,
+    }
+    if config.decoder_type == "mask_transformer":
+        fixed |= {"decoder_num_attention_heads": max(1, config.hidden_size // 64), "decoder_layer_norm_eps": 1e-5}
+    if config.use_policy:
+        # EfficientNet-Lite0 on images at full resolution, with one output for 32 x 32 pixels.
+        fixed_of_policy = {
+            "superpatch_size": 32,
+            "output_stride": 32,
+            "width_coefficient": 1.0,
+            "depth_coefficient": 1.0,
+            "batch_norm_eps": 1e-5,
+            "tf_padding": False,
+        }
+        fixed |= {f"policy_config.{name}": value for name, value in fixed_of_policy.items()}
+    differing = [
+        f"{name}={value!r} (original: {theirs!r})"
+        for name, theirs in fixed.items()
+        if (value := attrgetter(name)(config)) != theirs
+    ]
+    if differing:
+        raise ValueError(
+            f"The original CTS cannot express {', '.join(differing)}: it would compute something else with these "
+            "weights. Keep the model in the format of this package (`save_pretrained`), or train one with the "
+            "original's values. A model without policy (use_policy=False) has no options of the policy."
+        )
 
 
 def _net_kwargs(model: CtsForSemanticSegmentation) -> dict[str, Any]:
@@ -265,4 +336,4 @@ def _recognize(state_dict: Mapping[str, torch.Tensor], source: str | Path) -> st
     )
 
 
-__all__ = ["BENCHMARK_CLASSES", "convert_checkpoint", "load_policy", "save_original"]
+__all__ = ["BENCHMARK_CLASSES", "convert_checkpoint", "load_policy", "load_policy_folder", "save_original"]

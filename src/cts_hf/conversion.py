@@ -28,6 +28,7 @@ from .modeling_cts import CtsForSemanticSegmentation, CtsModel
 from .modeling_cts_policy import CtsPolicyModel
 from .weight_files import read_weights
 from .weight_names import (
+    count_blocks,
     from_original,
     merge_to_original,
     original_name,
@@ -35,6 +36,7 @@ from .weight_names import (
     rename_lite0_package,
     rename_mmsegmentation,
     rename_transformers,
+    require_weight,
 )
 
 
@@ -71,7 +73,7 @@ def convert_segmenter(
         token_reduction (`float`):
             Fraction of the tokens that the model removes unless a call says otherwise.
         options:
-            Further options of [`CtsConfig`] that no shape tells, such as dropout rates and `id2label`.
+            Options of [`CtsConfig`] that no shape tells: dropout rates, `id2label`, `tf_padding` in `policy_config`...
 
     Returns:
         [`CtsForSemanticSegmentation`]: In float32 and evaluation mode.
@@ -82,6 +84,8 @@ def convert_segmenter(
     """
     state_dict = {name: value for name, value in state_dict.items() if not name.startswith(_UNUSED_SEGMENTER_WEIGHTS)}
     shapes = _read_shapes(state_dict, image_size, patch_size)
+    if shapes["use_policy"]:
+        _merge_policy_config(options, shapes)
     if contradicted := sorted(name for name in options.keys() & shapes.keys() if options[name] != shapes[name]):
         pairs = ", ".join(f"{name}={options[name]!r} (weights: {shapes[name]!r})" for name in contradicted)
         raise ValueError(f"The weights contradict {pairs}. Leave these options out: they are read off the weights.")
@@ -129,7 +133,7 @@ def to_original(model: CtsForSemanticSegmentation) -> dict[str, torch.Tensor]:
     """
     The weights of a model under the names and in the shapes of the original CTS and Segmenter, the inverse of
     [`convert_segmenter`]. Their encoder also has an ImageNet classifier that segmentation does not use and that is not
-    here: load with `strict=False`.
+    here: load with `strict=False`. Options such as epsilons are not in the weights: `save_original` checks them too.
 
     Args:
         model ([`CtsForSemanticSegmentation`]): With or without policy.
@@ -185,7 +189,7 @@ def convert_policy(
         output_stride=output_stride,
         batch_norm_eps=batch_norm_eps,
         tf_padding=tf_padding,
-        num_channels=_require(state_dict, "backbone.conv_stem.weight").shape[1],
+        num_channels=require_weight(state_dict, "backbone.conv_stem.weight").shape[1],
     )
     model = CtsPolicyModel(config)
     names = {name: name for name in model.state_dict()}
@@ -259,7 +263,7 @@ def load_vit_weights(model: CtsModel | CtsForSemanticSegmentation, source: str |
     has_distillation_token = distillation in state_dict
     if not model.config.use_distillation_token:
         state_dict.pop(distillation, None)
-    state_dict[positions] = _resize_positions(_require(state_dict, positions), has_distillation_token, model)
+    state_dict[positions] = _resize_positions(require_weight(state_dict, positions), has_distillation_token, model)
 
     names = [name for name in model.state_dict() if not name.startswith("policy.")]
     sources = {name: name for name in names}
@@ -285,34 +289,47 @@ def _read_shapes(
     state_dict: Mapping[str, torch.Tensor], image_size: int | tuple[int, int] | None, patch_size: int | None
 ) -> dict[str, Any]:
     """The options of [`CtsConfig`] that the shapes of a Segmenter's weights tell."""
-    _, num_channels, kernel_size, _ = _require(state_dict, "encoder.patch_embed.proj.weight").shape
+    _, num_channels, kernel_size, _ = require_weight(state_dict, "encoder.patch_embed.proj.weight").shape
     if patch_size not in (None, kernel_size):
         raise ValueError(f"The weights are for patch_size={kernel_size}, got patch_size={patch_size}.")
-    intermediate_size, hidden_size = _require(state_dict, "encoder.blocks.0.mlp.fc1.weight").shape
+    intermediate_size, hidden_size = require_weight(state_dict, "encoder.blocks.0.mlp.fc1.weight").shape
     is_linear = "decoder.head.weight" in state_dict
-    num_labels = _require(state_dict, "decoder.head.weight" if is_linear else "decoder.mask_norm.weight").shape[0]
+    num_labels = require_weight(state_dict, "decoder.head.weight" if is_linear else "decoder.mask_norm.weight").shape[
+        0
+    ]
     policy_config = None
     if use_policy := any(name.startswith("policy_net.") for name in state_dict):
         policy_config = {"output_stride": _output_stride(state_dict, "policy_net.backbone.")}
     use_distillation_token = "encoder.dist_token" in state_dict
     if image_size is None:
-        num_patches = _require(state_dict, "encoder.pos_embed").shape[1] - 1 - use_distillation_token
+        num_patches = require_weight(state_dict, "encoder.pos_embed").shape[1] - 1 - use_distillation_token
         image_size = _square_size(num_patches, kernel_size)
     return {
         "image_size": image_size,
         "patch_size": kernel_size,
         "num_channels": num_channels,
         "hidden_size": hidden_size,
-        "num_hidden_layers": _count_blocks(state_dict, "encoder.blocks."),
+        "num_hidden_layers": count_blocks(state_dict, "encoder.blocks."),
         "intermediate_size": intermediate_size,
         "qkv_bias": "encoder.blocks.0.attn.qkv.bias" in state_dict,
         "use_distillation_token": use_distillation_token,
         "use_policy": use_policy,
         "policy_config": policy_config,
         "decoder_type": "linear" if is_linear else "mask_transformer",
-        "decoder_num_hidden_layers": 2 if is_linear else _count_blocks(state_dict, "decoder.blocks."),
+        "decoder_num_hidden_layers": 2 if is_linear else count_blocks(state_dict, "decoder.blocks."),
         "num_labels": num_labels,
     }
+
+
+def _merge_policy_config(options: dict[str, Any], shapes: dict[str, Any]) -> None:
+    # Shapes tell the stage of the trunk that is read; its padding and epsilon are for the caller to say.
+    given = options.pop("policy_config", None) or {}
+    given = given if isinstance(given, Mapping) else given.to_dict()
+    told = shapes["policy_config"]
+    if given.get("output_stride", told["output_stride"]) != told["output_stride"]:
+        options["policy_config"] = {"output_stride": given["output_stride"]}
+    else:
+        shapes["policy_config"] = {**given, **told}
 
 
 def _square_size(num_patches: int, patch_size: int) -> int:
@@ -325,22 +342,8 @@ def _square_size(num_patches: int, patch_size: int) -> int:
     return side * patch_size
 
 
-def _require(state_dict: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-    if name not in state_dict:
-        raise ValueError(
-            f"These are not the weights of the expected model: {name!r} is missing among {len(state_dict)} tensors "
-            f"({', '.join(sorted(state_dict)[:5])}, ...). Pass the state dict itself, under its original names."
-        )
-    return state_dict[name]
-
-
-def _count_blocks(state_dict: Iterable[str], prefix: str) -> int:
-    numbers = {int(match[1]) for name in state_dict if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))}
-    return max(numbers, default=-1) + 1
-
-
 def _output_stride(state_dict: Iterable[str], prefix: str) -> int:
-    num_stages = _count_blocks(state_dict, f"{prefix}blocks.")
+    num_stages = count_blocks(state_dict, f"{prefix}blocks.")
     if num_stages not in _STRIDE_OF_NUM_STAGES:
         raise ValueError(
             f"An EfficientNet-Lite0 trunk has 7 stages, or 5 or 3 of them, got weights of {num_stages} under "

@@ -290,6 +290,8 @@ def _forward(
 
 
 def _check_windows(window: int, stride: int) -> None:
+    if window < 1:
+        raise ValueError(f"window is {window}, it must be at least 1, the side of a sliding window in pixels.")
     if not 1 <= stride <= window:
         raise ValueError(f"stride is {stride}, it must be 1 to {window}, the window: else pixels lie in no window.")
 

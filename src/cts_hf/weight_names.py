@@ -216,7 +216,24 @@ def _rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
     return name
 
 
+def require_weight(state_dict: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """The weight of that name, or an error that shows which names there are."""
+    if name not in state_dict:
+        raise ValueError(
+            f"These are not the weights of the expected model: {name!r} is missing among {len(state_dict)} tensors "
+            f"({', '.join(sorted(state_dict)[:5])}, ...). Pass the state dict itself, under its original names."
+        )
+    return state_dict[name]
+
+
+def count_blocks(state_dict: Iterable[str], prefix: str) -> int:
+    """One more than the highest number that follows `prefix` in the names, 0 if none does."""
+    numbers = {int(match[1]) for name in state_dict if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))}
+    return max(numbers, default=-1) + 1
+
+
 __all__ = [
+    "count_blocks",
     "from_original",
     "merge_to_original",
     "original_name",
@@ -224,4 +241,5 @@ __all__ = [
     "rename_lite0_package",
     "rename_mmsegmentation",
     "rename_transformers",
+    "require_weight",
 ]

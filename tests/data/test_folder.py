@@ -134,6 +134,17 @@ def test_ignore_index_must_fit_a_label_file(folder):
         load_folder(folder, ignore_index=-1)
 
 
+@pytest.mark.parametrize(("ignore_index", "reduce_labels", "name"), [(0, False, "sky"), (3, True, "green car")])
+def test_ignore_index_must_not_be_the_id_of_a_named_class(folder, ignore_index, reduce_labels, name):
+    with pytest.raises(DataError, match=f"ignore_index is {ignore_index}, which is the id of the class '{name}'"):
+        load_folder(folder, ignore_index, reduce_labels)
+
+
+def test_ignore_index_may_follow_the_last_class(folder):
+    (folder / "classes.txt").write_text("\n".join("abcdefg"))
+    assert load_folder(folder, ignore_index=7).num_classes == 7
+
+
 def test_a_missing_split_is_named(folder):
     with pytest.raises(DataError, match="no split called train"):
         _ = _without_train(folder).train

@@ -6,6 +6,7 @@ from cts_hf import CtsForSemanticSegmentation, CtsPolicyModel
 from cts_hf.data import SCENE_CLASSES, DataError, build_scenes
 from cts_hf.image_processing_cts import CtsImageProcessor
 
+from ..models import tiny_model
 from ..training_runs import (
     TINY_MODEL,
     TINY_POLICY,
@@ -103,6 +104,12 @@ def test_train_takes_a_trained_policy_and_evaluates_in_windows(scenes, train_pol
     train(scenes, tmp_path, policy=folder, eval_window=32, max_eval_samples=1)
     trained = CtsForSemanticSegmentation.from_pretrained(tmp_path).cts.policy
     assert largest_difference(CtsPolicyModel.from_pretrained(folder).state_dict(), trained.state_dict()) == 0
+
+
+def test_a_segmenter_is_refused_as_policy(scenes, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "segmenter")
+    with pytest.raises(ValueError, match="whole segmentation model, not a policy"):
+        train(scenes, tmp_path / "run", policy=tmp_path / "segmenter")
 
 
 def test_train_without_sharing_measures_nothing_else(scenes, tmp_path):

@@ -52,7 +52,7 @@ def load_folder(
 
     Raises:
         DataError: nothing found, or a list of every file without counterpart, unreadable file, pair of different
-            sizes, and label file with ids that have no class.
+            sizes, and label file with ids that have no class. If `ignore_index` is the id of a class in `classes.txt`.
     """
     root = Path(data_dir)
     splits, problems = _find_pairs(root)
@@ -61,6 +61,8 @@ def load_folder(
     classes = _read_classes(root / "classes.txt")
     if classes is None:
         classes = _count_classes(ids_of_files, ignore_index, reduce_labels)
+    else:
+        _refuse_named_ignore_index(root / "classes.txt", classes, ignore_index, reduce_labels)
     lookup = label_lookup(len(classes), ignore_index, reduce_labels)
     unknown_ids = id_problems(ids_of_files, lookup)
     hint = ID_HINT if unknown_ids else ""
@@ -112,6 +114,18 @@ def _read_classes(path: Path) -> tuple[str, ...] | None:
             f"empty lines {blank or 'none'}, repeated names {twice or 'none'}."
         )
     return tuple(classes)
+
+
+def _refuse_named_ignore_index(path: Path, classes: tuple[str, ...], ignore_index: int, reduce_labels: bool) -> None:
+    # Else this class would be neither learned nor measured, and nothing would say so.
+    first = 1 if reduce_labels else 0
+    if first <= ignore_index < first + len(classes):
+        raise DataError(
+            f"ignore_index is {ignore_index}, which is the id of the class {classes[ignore_index - first]!r}: {path} "
+            f"names the ids {first} to {first + len(classes) - 1}. Leave ignore_index out to learn this class. To "
+            "ignore it, store its pixels as 255, which is always ignored, or if it is id 0, remove its line and pass "
+            "reduce_labels instead."
+        )
 
 
 def _count_classes(ids_of_files: dict[Path, np.ndarray], ignore_index: int, reduce_labels: bool) -> tuple[str, ...]:
