@@ -31,6 +31,7 @@ def test_any_size_and_budget(height, width, decoder_type):
         num_shared = num_shared_superpatches(token_reduction, 4 * rows * columns)
         assert outputs.logits.shape == (2, 5, -(-height // 8), -(-width // 8))
         assert outputs.logits.isfinite().all()
+        assert outputs.logits.is_contiguous()
         assert outputs.shared_superpatches.shape == (2, rows, columns)
         assert (outputs.shared_superpatches.sum((1, 2)) == num_shared).all()
         assert outputs.hidden_states[0].shape[1] == 1 + 4 * rows * columns - 3 * num_shared

@@ -347,7 +347,8 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         logits = unshare(token_logits, layout)  # (B, N, num_labels)
         rows, columns = (-(-side // self.config.patch_size) for side in pixel_values.shape[-2:])
         logits = logits.transpose(1, 2).unflatten(2, (2 * layout.shared_superpatches.shape[1], -1))
-        logits = logits[:, :, :rows, :columns]
+        # Contiguous, as upsampling takes several times as long with the classes last, and rounds differently.
+        logits = logits[:, :, :rows, :columns].contiguous()
 
         return CtsSemanticSegmenterOutput(
             loss=self._loss(logits, outputs.policy_logits, labels, pixel_mask) if labels is not None else None,
