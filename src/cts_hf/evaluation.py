@@ -29,9 +29,9 @@ from tqdm.auto import tqdm
 from cts_hf.data import IGNORE_INDEX
 from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin, resize_labels, upsampled_argmax
 from cts_hf.inference import Box, InferenceOptions, View, resized_images, same_size_groups, segment, windowed_size
-from cts_hf.metrics import IGNORED_TARGET, MeanIoU, PolicyMetrics
+from cts_hf.metrics import MeanIoU, PolicyMetrics
 from cts_hf.modeling_cts import CtsForSemanticSegmentation
-from cts_hf.token_sharing import num_shared_superpatches, superpatch_targets
+from cts_hf.token_sharing import IGNORED_TARGET, num_shared_superpatches, pad_labels, superpatch_targets
 
 
 if TYPE_CHECKING:
@@ -273,8 +273,7 @@ class _Evaluation:
     def _targets(self, labels: Tensor, boxes: list[Box]) -> Tensor:
         """Superpatch targets (len(boxes), Hs, Ws) of parts of labels (H, W)."""
         parts = torch.stack([labels[box.top : box.bottom, box.left : box.right] for box in boxes])
-        bottom, right = (-side % self.superpatch_size for side in parts.shape[-2:])
-        parts = torch.nn.functional.pad(parts, (0, right, 0, bottom), value=IGNORE_INDEX)
+        parts = pad_labels(parts, self.superpatch_size, IGNORE_INDEX)
         return superpatch_targets(parts, self.superpatch_size, IGNORE_INDEX)
 
     def _labels_at(self, sample: Sample, size: tuple[int, int]) -> Tensor:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from cts_hf.token_sharing import IGNORED_TARGET
+
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 
 # What transformers.Trainer fills label maps of different sizes up with.
 TRAINER_PADDING = -100
-# What `superpatch_targets` gives superpatches that say nothing.
-IGNORED_TARGET = 255
 
 
 class MeanIoU:

@@ -39,6 +39,7 @@ from .token_sharing import (
     build_padded_layout,
     check_scores,
     num_shared_superpatches,
+    pad_labels,
     superpatch_targets,
     unshare,
 )
@@ -381,8 +382,7 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
 
     def _policy_targets(self, labels: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
         superpatch_size, ignore_index = 2 * self.config.patch_size, self.config.semantic_loss_ignore_index
-        bottom, right = (-side % superpatch_size for side in labels.shape[-2:])
-        labels = nn.functional.pad(labels, (0, right, 0, bottom), value=ignore_index)
+        labels = pad_labels(labels, superpatch_size, ignore_index)
         superpatch_mask = None
         if pixel_mask is not None:
             rows, columns = (side // superpatch_size for side in labels.shape[-2:])

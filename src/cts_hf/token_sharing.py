@@ -79,6 +79,15 @@ def num_shared_superpatches(token_reduction: float, num_patches: int) -> int:
     return round(token_reduction * num_patches / 3)
 
 
+def pad_labels(labels: torch.Tensor, superpatch_size: int, ignore_index: int = 255) -> torch.Tensor:
+    """
+    Pads label maps, `(batch_size, height, width)`, with `ignore_index` on the right and the bottom to whole
+    superpatches of `superpatch_size` pixels, as the model pads images.
+    """
+    bottom, right = (-side % superpatch_size for side in labels.shape[-2:])
+    return nn.functional.pad(labels, (0, right, 0, bottom), value=ignore_index)
+
+
 def superpatch_targets(
     labels: torch.Tensor, superpatch_size: int, ignore_index: int = 255, superpatch_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -312,6 +321,7 @@ __all__ = [
     "check_scores",
     "is_identity",
     "num_shared_superpatches",
+    "pad_labels",
     "share",
     "superpatch_targets",
     "unshare",

@@ -33,7 +33,7 @@ from cts_hf.inference import InferenceOptions
 from cts_hf.metrics import PolicyMetrics
 from cts_hf.modeling_cts import CtsForSemanticSegmentation
 from cts_hf.modeling_cts_policy import CtsPolicyModel
-from cts_hf.token_sharing import num_shared_superpatches, superpatch_targets
+from cts_hf.token_sharing import num_shared_superpatches, pad_labels, superpatch_targets
 from cts_hf.training.saving import save_model_folder
 from cts_hf.training.steps import Batch
 
@@ -181,9 +181,7 @@ class PolicyTask:
 
     def _targets(self, labels: torch.Tensor) -> torch.Tensor:
         size = self.model.config.superpatch_size
-        bottom, right = (-side % size for side in labels.shape[-2:])
-        padded = nn.functional.pad(labels, (0, right, 0, bottom), value=IGNORE_INDEX)
-        return superpatch_targets(padded, size, IGNORE_INDEX)
+        return superpatch_targets(pad_labels(labels, size, IGNORE_INDEX), size, IGNORE_INDEX)
 
 
 def _rows_of_process(dataset: Dataset | IterableDataset, accelerator: Accelerator) -> Iterable[dict[str, Any]]:
