@@ -370,12 +370,10 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
         `dict`: The `setup`, all `rows` as [`measure`] gives them, and the first row's results once more.
     """
     model = build_model(arguments)
-    image_size = model.config.image_size
-    own_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[-1])
     own_batch_size = PRESETS[arguments.preset].batch_size if arguments.preset is not None else 1
     rows = [
         measure(model, token_reduction, size, batch_size, arguments.rounds, arguments.compile)
-        for size in [(side, side) for side in arguments.image_size] or [own_size]
+        for size in [(side, side) for side in arguments.image_size] or [model.config.image_height_and_width]
         for token_reduction in arguments.token_reduction or [model.config.token_reduction]
         for batch_size in arguments.batch_size or [own_batch_size]
     ]

@@ -263,6 +263,13 @@ class CtsConfig(PreTrainedConfig):
         kwargs["auto_map"] = {**_AUTO_MAP, **kwargs.get("auto_map", {})}
         super().__post_init__(**kwargs)
 
+    @property
+    def image_height_and_width(self) -> tuple[int, int]:
+        """`image_size` as two numbers."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        return self.image_size[0], self.image_size[-1]
+
     def check_options(self) -> None:
         """Refuses options that do not fit, or do not fit each other, with a `ValueError` that names them."""
         _refuse_below_one(

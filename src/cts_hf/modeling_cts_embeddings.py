@@ -51,9 +51,9 @@ class CtsEmbeddings(nn.Module):
 
     def __init__(self, config: CtsConfig):
         super().__init__()
-        image_size = [config.image_size] if isinstance(config.image_size, int) else config.image_size
-        # The grid that the position embeddings are made for; one side means a square.
-        self.grid = (image_size[0] // config.patch_size, image_size[-1] // config.patch_size)
+        # The grid that the position embeddings are made for.
+        height, width = config.image_height_and_width
+        self.grid = (height // config.patch_size, width // config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.distillation_token = None
         if config.use_distillation_token:

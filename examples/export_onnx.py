@@ -1,0 +1,108 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Exports a model to ONNX, policy and token sharing included, for one image size and one budget.
+
+    pip install -e ".[onnx]"
+    python examples/export_onnx.py --model outputs/scenes --output_dir outputs/scenes_onnx
+    python examples/export_onnx.py --model outputs/camvid --output_dir camvid_onnx --image_size 360 480 --benchmark
+
+writes model.onnx and, beside it, the configuration and an image processor that makes images of that size. It then
+runs the file in ONNX Runtime, compares it with the model in PyTorch, and says how far apart they are.
+"""
+
+import tempfile
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import HfArgumentParser
+
+from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
+from cts_hf.onnx_export import OnnxSegmenter, compare_runtimes, export_onnx
+
+
+@dataclass
+class ExportArguments:
+    """What is exported, and for which images."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of a model with its image processor."})
+    output_dir: str = field(metadata={"help": "Folder for model.onnx, config.json and preprocessor_config.json."})
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Height and width in pixels. Default: the model's own.", "nargs": 2}
+    )
+    batch_size: int = field(default=1, metadata={"help": "Images per call; 0 lets every call have its own number."})
+    token_reduction: float | None = field(
+        default=None, metadata={"help": "Fraction of the tokens to remove, 0 to 0.75. Default: the model's own."}
+    )
+    benchmark: bool = field(
+        default=False, metadata={"help": "Time PyTorch and ONNX Runtime, with and without sharing, on this machine."}
+    )
+    rounds: int = field(default=20, metadata={"help": "Timed calls of each in the benchmark."})
+
+
+def main() -> None:
+    (args,) = HfArgumentParser(ExportArguments).parse_args_into_dataclasses()
+    model = CtsForSemanticSegmentation.from_pretrained(args.model, dtype=torch.float32)
+    if args.token_reduction is not None:
+        model.config.token_reduction = args.token_reduction
+    image_size = tuple(args.image_size or model.config.image_height_and_width)
+    processor = CtsImageProcessor.from_pretrained(args.model)
+    processor.size = {"height": image_size[0], "width": image_size[1]}
+
+    file = Path(args.output_dir) / "model.onnx"
+    export_onnx(model, file, image_size, args.batch_size or None)
+    model.config.save_pretrained(args.output_dir)
+    processor.save_pretrained(args.output_dir)
+    print(f"{file} has {file.stat().st_size / 2**20:.1f} MiB.")
+
+    shape = (args.batch_size or 2, model.config.num_channels, *image_size)
+    report_agreement(model, OnnxSegmenter(file), shape)
+    if args.benchmark:
+        report_times(model, file, shape, args.rounds)
+
+
+def report_agreement(
+    model: CtsForSemanticSegmentation, exported: OnnxSegmenter, shape: tuple[int, int, int, int]
+) -> None:
+    pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, given = model(pixel_values), exported(pixel_values)
+    difference = (expected.logits - given.logits).abs().max().item()
+    same = (expected.shared_superpatches == given.shared_superpatches).float().mean().item()
+    print(f"Beside PyTorch: logits differ by {difference:.1e} at most, {same:.2%} of the superpatches share alike.")
+
+
+def report_times(model: CtsForSemanticSegmentation, file: Path, shape: tuple[int, int, int, int], rounds: int) -> None:
+    if model.cts.policy is not None:
+        model.cts.policy.fuse_batch_norm()
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "plain.onnx"
+        export_onnx(model, plain, shape[2:], shape[0], token_reduction=0)
+        runtimes = {
+            "PyTorch, no sharing": partial(model, token_reduction=0),
+            "PyTorch": model,
+            "ONNX Runtime, no sharing": OnnxSegmenter(plain),
+            "ONNX Runtime": OnnxSegmenter(file),
+        }
+        times = compare_runtimes(runtimes, shape, rounds)
+    fewer = model.config.token_reduction
+    print(f"Median of {rounds} calls, {torch.get_num_threads()} threads, {fewer:.1%} fewer tokens, images {shape}:")
+    for name, milliseconds in times.items():
+        print(f"  {name:<25}{milliseconds:8.1f} ms  {times['PyTorch'] / milliseconds:5.2f} x PyTorch")
+
+
+if __name__ == "__main__":
+    main()

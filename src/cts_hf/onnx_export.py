@@ -1,0 +1,201 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+A segmentation model as an ONNX file, for ONNX Runtime and whatever else reads ONNX. The whole of it is exported,
+policy and sharing included; image size and budget are fixed, as the number of tokens follows from them.
+
+Needs `pip install "cts-hf[onnx]"`.
+"""
+
+import importlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import nn
+
+from .modeling_cts import CtsForSemanticSegmentation, CtsSemanticSegmenterOutput
+
+
+OPSET_VERSION = 18
+
+
+class _Exported(nn.Module):
+    """The model with what an ONNX file can have: tensors in, a tuple of tensors out."""
+
+    def __init__(self, model: CtsForSemanticSegmentation, token_reduction: float | None):
+        super().__init__()
+        self.model = model
+        self.token_reduction = token_reduction
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = self.model(pixel_values, token_reduction=self.token_reduction, return_dict=True)
+        return outputs.logits, outputs.shared_superpatches
+
+
+@torch.no_grad()
+def export_onnx(
+    model: CtsForSemanticSegmentation,
+    file: str | Path,
+    image_size: tuple[int, int] | None = None,
+    batch_size: int | None = 1,
+    token_reduction: float | None = None,
+) -> None:
+    """
+    Writes a model as an ONNX file of opset 18, weights included.
+
+    The file has the input `pixel_values`, float32 `(batch_size, num_channels, height, width)`, and the outputs
+    `logits`, float32 `(batch_size, num_labels, ceil(height / patch_size), ceil(width / patch_size))`, and
+    `shared_superpatches`, bool `(batch_size, superpatch_rows, superpatch_columns)`.
+
+    Args:
+        model ([`CtsForSemanticSegmentation`]): In float32. It is exported in evaluation mode and left as it was.
+        file (`str` or `Path`): The file to write; its folder is made.
+        image_size (pair of `int`, *optional*): Height and width in pixels; `config.image_size` by default.
+        batch_size (`int`, *optional*, defaults to 1): Images per call; `None` lets every call have its own number.
+        token_reduction (`float`, *optional*): Fraction of the patch tokens to remove; `config.token_reduction` by
+            default.
+
+    Raises:
+        ImportError: If onnx or onnxscript is missing.
+        ValueError: If the model is not in float32, a size is not positive, or the model cannot run with these options.
+    """
+    if model.dtype != torch.float32:
+        raise ValueError(f"The model is in {model.dtype}, ONNX export needs torch.float32: call `model.float()`.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, or None for any number of images, got {batch_size}.")
+    _require("onnx")
+    opset = _require("onnxscript").opset18
+    height, width = image_size or model.config.image_height_and_width
+
+    def stable_sort(self, *, stable=None, dim=-1, descending=False):
+        # PyTorch's exporter has no stable sort. TopK is one: of equal values it takes the one with the lower index.
+        dim = dim % len(self.shape)
+        length = opset.Shape(self, start=dim, end=dim + 1)
+        return opset.TopK(self, length, axis=dim, largest=int(descending), sorted=1)
+
+    # An example batch of one image would make the number of images a constant.
+    pixel_values = torch.zeros(batch_size or 2, model.config.num_channels, height, width, device=model.device)
+    was_training = model.training
+    try:
+        exported = _Exported(model, token_reduction).eval()
+        exported(pixel_values)  # bad options fail here, with the model's own message
+        program = torch.onnx.export(
+            exported,
+            (pixel_values,),
+            input_names=["pixel_values"],
+            output_names=["logits", "shared_superpatches"],
+            dynamic_shapes=None if batch_size else {"pixel_values": {0: torch.export.Dim("batch_size")}},
+            opset_version=OPSET_VERSION,
+            custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
+            dynamo=True,
+            verbose=False,
+        )
+    finally:
+        model.train(was_training)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    program.save(str(file))
+
+
+class OnnxSegmenter:
+    """
+    An exported model in ONNX Runtime, to be called as the model itself.
+
+    Args:
+        file (`str` or `Path`): What [`export_onnx`] wrote.
+        num_threads (`int`, *optional*): Threads of one operation; as PyTorch has by default.
+        providers (`list[str]`): Execution providers of ONNX Runtime.
+
+    Raises:
+        ImportError: If onnxruntime is missing.
+    """
+
+    def __init__(
+        self, file: str | Path, num_threads: int | None = None, providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    ):
+        onnxruntime = _require("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads or torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
+
+    def __call__(self, pixel_values: torch.Tensor) -> CtsSemanticSegmenterOutput:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalized images of the size that was exported.
+
+        Returns:
+            [`CtsSemanticSegmenterOutput`]: `logits` and `shared_superpatches`, as the image processor's
+            post-processing takes them.
+
+        Raises:
+            ValueError: If the images have another shape than was exported.
+        """
+        expected = self.session.get_inputs()[0].shape  # a name stands for any number
+        fits = [
+            isinstance(side, str) or side == given for side, given in zip(expected, pixel_values.shape, strict=False)
+        ]
+        if len(expected) != pixel_values.ndim or not all(fits):
+            raise ValueError(
+                f"`pixel_values` must have the shape {tuple(expected)} that was exported, got "
+                f"{tuple(pixel_values.shape)}. Use the image processor saved beside the file, or export this size."
+            )
+        logits, shared = self.session.run(
+            ["logits", "shared_superpatches"], {"pixel_values": pixel_values.cpu().numpy()}
+        )
+        return CtsSemanticSegmenterOutput(
+            logits=torch.from_numpy(logits), shared_superpatches=torch.from_numpy(shared)
+        )
+
+
+@torch.inference_mode()
+def compare_runtimes(
+    runtimes: dict[str, Callable[[torch.Tensor], CtsSemanticSegmenterOutput]],
+    shape: tuple[int, int, int, int],
+    rounds: int = 10,
+) -> dict[str, float]:
+    """
+    Median milliseconds of each of several ways to run models, which take turns on the same random images.
+
+    Args:
+        runtimes (`dict`): By name, what takes `pixel_values`.
+        shape (4 `int`): Shape of `pixel_values`.
+        rounds (`int`): Turns of each; one more comes before, untimed.
+
+    Returns:
+        `dict[str, float]`: Milliseconds per call, by name.
+    """
+    generator = torch.Generator().manual_seed(0)
+    times: dict[str, list[float]] = {name: [] for name in runtimes}
+    for index in range(rounds + 1):
+        pixel_values = torch.randn(shape, generator=generator)
+        for name, run in runtimes.items():
+            started = time.perf_counter()
+            run(pixel_values)
+            if index > 0:
+                times[name].append(1000 * (time.perf_counter() - started))
+    return {name: float(np.median(each)) for name, each in times.items()}
+
+
+def _require(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f'{package} is missing: `pip install "cts-hf[onnx]"`.') from error
+
+
+__all__ = ["OnnxSegmenter", "compare_runtimes", "export_onnx"]
