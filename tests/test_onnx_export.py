@@ -6,7 +6,7 @@ from cts_hf.onnx_export import OnnxSegmenter, compare_runtimes, export_onnx
 from .models import random_images, tiny_model
 
 
-pytest.importorskip("onnxscript", reason='ONNX export needs `pip install "cts-hf[onnx]"`')
+pytest.importorskip("onnxscript", reason="ONNX export needs `pip install onnx onnxscript onnxruntime`")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 

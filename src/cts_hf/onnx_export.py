@@ -15,7 +15,7 @@
 A segmentation model as an ONNX file, for ONNX Runtime and whatever else reads ONNX. The whole of it is exported,
 policy and sharing included; image size and budget are fixed, as the number of tokens follows from them.
 
-Needs `pip install "cts-hf[onnx]"`.
+Needs `pip install onnx onnxscript onnxruntime`, which the extra `onnx` of this package stands for.
 """
 
 import importlib
@@ -195,7 +195,7 @@ def _require(package: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ImportError(f'{package} is missing: `pip install "cts-hf[onnx]"`.') from error
+        raise ImportError(f"{package} is missing: `pip install onnx onnxscript onnxruntime`.") from error
 
 
 __all__ = ["OnnxSegmenter", "compare_runtimes", "export_onnx"]

@@ -13,8 +13,11 @@ ROOT = Path(__file__).parents[2]
 
 def run_main(monkeypatch, script, **options):
     """What `main` of an example returns, in this process."""
-    path = ROOT / "examples" / script
-    monkeypatch.setattr(sys, "argv", [str(path), *command_line(options)])
+    return run_script(monkeypatch, ROOT / "examples" / script, command_line(options))
+
+
+def run_script(monkeypatch, path, arguments):
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, path.stem, module)  # dataclasses look their module up

@@ -14,7 +14,7 @@ from .scripts import run_main
 
 @pytest.mark.slow
 def test_export_and_use(monkeypatch, capsys, tmp_path):
-    pytest.importorskip("onnxscript", reason='ONNX export needs `pip install "cts-hf[onnx]"`')
+    pytest.importorskip("onnxscript", reason="ONNX export needs `pip install onnx onnxscript onnxruntime`")
     pytest.importorskip("onnxruntime")
     model, target = tiny_model(), tmp_path / "exported"
     model.save_pretrained(tmp_path / "model")
