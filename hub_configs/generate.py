@@ -169,8 +169,7 @@ metrics: [{metric}]
 
 {description}
 
-This folder is a configuration without weights. The class names are in `config.json`, every option of the training in
-`train.yaml`.
+This folder is a configuration without weights; `train.yaml` holds every option of the training.
 
 {numbers}
 
