@@ -15,7 +15,8 @@
 Trains a Segmenter with content-aware token sharing, and its policy.
 
     accelerate launch examples/train.py                                   # the built-in scenes
-    accelerate launch examples/train.py --data_dir DIR --crop_size 256    # a folder of images and labels
+    accelerate launch examples/train.py --data_dir DIR --policy_epochs 10 # a folder of images and labels
+    accelerate launch examples/train.py --data_dir DIR --model MODEL      # from a Segmenter that is trained already
     accelerate launch examples/train.py --recipe examples/recipes/ade20k_512_small.yaml --data_dir ADEChallengeData2016
 
 `--help` lists all options; a recipe is a file of them, which the command line overrides.
@@ -44,6 +45,7 @@ from cts_hf.training import (
     PolicySourceArguments,
     PolicyTask,
     SegmentationTask,
+    adopt_architecture,
     build_accelerator,
     build_policy,
     build_processor,
@@ -63,6 +65,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     arguments = parse_recipe(types, argv, DEFAULT_RECIPE)
     data_args, model_args, _, policy_source, args = arguments
     args.output_dir = args.output_dir or f"outputs/{data_args.name}"
+    adopt_architecture(model_args)
     accelerator = build_accelerator(args, arguments)
     with accelerator.local_main_process_first():
         data = data_args.load()
@@ -92,11 +95,13 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     return results
 
 
-def get_policy(arguments: tuple, data: SegmentationData, processor: CtsImageProcessor) -> CtsPolicyModel:
-    """The policy that the options name, or one that is trained here, in `<output_dir>/policy`."""
+def get_policy(arguments: tuple, data: SegmentationData, processor: CtsImageProcessor) -> CtsPolicyModel | None:
+    """The policy that the options name, or one trained here, in `<output_dir>/policy`; `None`: the model's own."""
     data_args, model_args, policy_args, policy_source, args = arguments
     if policy_source.policy:
         return load_policy_folder(policy_source.policy)
+    if model_args.model and policy_source.policy_epochs == 0:
+        return None
     policy = build_policy(policy_args, model_args.patch_size)
     if policy_source.policy_epochs == 0:
         if policy_source.policy_loss_weight == 0 and model_args.token_reduction > 0:

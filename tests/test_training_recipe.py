@@ -90,6 +90,7 @@ def test_recipes_hold_only_options_that_there_are(recipe):
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0, it must be at least 1"),
+        ({"learning_rate": 0, "min_lr": 0}, "learning_rate is 0, it must be above 0"),
         ({"num_epochs": 0}, "num_epochs is 0 and max_steps 0: one must be above 0"),
     ],
 )

@@ -145,19 +145,31 @@ def load_policy_folder(source: str | Path) -> CtsPolicyModel:
             "(examples/train.py leaves the one it trains in OUTPUT_DIR/policy), or save the model's own with "
             f"`CtsForSemanticSegmentation.from_pretrained({str(source)!r}).cts.policy.save_pretrained(FOLDER)`."
         )
+    problems = loading_problems(info)
+    if problems:
+        raise ValueError(
+            f"The weights in {source} do not fit the policy that its config.json describes. {problems}. Save the "
+            "policy again, weights and config.json together, or train it again with examples/train_policy.py."
+        )
+    return policy
+
+
+def loading_problems(info: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> str:
+    """
+    What `from_pretrained(..., output_loading_info=True)` found wrong, in words; empty if nothing.
+
+    Args:
+        info: the loading info.
+        ignore: beginnings of the names of weights that may be misshaped.
+    """
     # Misshaped weights come with both of their shapes.
+    misshaped = (str(name if isinstance(name, str) else name[0]) for name in info["mismatched_keys"])
     found = {
         "missing": sorted(info["missing_keys"]),
         "unexpected": sorted(info["unexpected_keys"]),
-        "misshaped": sorted(str(name if isinstance(name, str) else name[0]) for name in info["mismatched_keys"]),
+        "misshaped": sorted(name for name in misshaped if not name.startswith(ignore)),
     }
-    problems = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in found.items() if names]
-    if problems:
-        raise ValueError(
-            f"The weights in {source} do not fit the policy that its config.json describes. {'; '.join(problems)}. "
-            "Save the policy again, weights and config.json together, or train it again with examples/train_policy.py."
-        )
-    return policy
+    return "; ".join(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in found.items() if names)
 
 
 def save_original(model: CtsForSemanticSegmentation, processor: CtsImageProcessingMixin, folder: str | Path) -> None:

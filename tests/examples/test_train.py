@@ -1,5 +1,7 @@
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import pipeline
 
 from cts_hf import CtsForSemanticSegmentation, CtsPolicyModel
@@ -115,6 +117,61 @@ def test_a_segmenter_is_refused_as_policy(scenes, tmp_path):
 def test_train_without_sharing_measures_nothing_else(scenes, tmp_path):
     results = train(scenes, tmp_path, token_reduction=0, policy_loss_weight=0)
     assert [result["token_reduction"] for result in results] == [0.0]
+
+
+def save_trained(folder, **options):
+    """A model as others may have trained it: another budget, other classes, another size."""
+    model = tiny_model(seed=7, image_size=128, token_reduction=0.5, **options)
+    model.save_pretrained(folder)
+    CtsImageProcessor().save_pretrained(folder)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("num_labels", [5, len(SCENE_CLASSES)])
+@pytest.mark.parametrize("decoder_type", ["mask_transformer", "linear"])
+def test_train_goes_on_from_a_trained_model(scenes, tmp_path, num_labels, decoder_type):
+    before = save_trained(tmp_path / "trained", num_labels=num_labels, decoder_type=decoder_type)
+    # Such a learning rate shows what training starts from.
+    options = {"learning_rate": 1e-12, "min_lr": 0, "weight_decay": 0, "policy_loss_weight": 0, "hidden_size": 999}
+    train(scenes, tmp_path / "run", model=tmp_path / "trained", **options)
+    model = CtsForSemanticSegmentation.from_pretrained(tmp_path / "run")
+    assert (model.config.num_labels, model.config.id2label[0]) == (len(SCENE_CLASSES), "sky")
+    assert (model.config.token_reduction, model.config.image_size) == (0.3, 128)
+    for name, value in model.state_dict().items():
+        if num_labels == 5 and name.startswith(
+            ("decode_head.class_emb", "decode_head.mask_norm", "decode_head.classi")
+        ):
+            assert value.shape != before[name].shape
+            assert value.isfinite().all()
+        else:
+            torch.testing.assert_close(value, before[name], atol=1e-9, rtol=0)
+    # The recipe says what was done, and does it again.
+    assert "hidden_size: 32" in (tmp_path / "run" / "train.yaml").read_text()
+
+
+def test_a_trained_model_gets_another_policy(scenes, train_policy, tmp_path):
+    save_trained(tmp_path / "plain", use_policy=False)
+    with pytest.raises(ValueError, match=r"has no policy and token_reduction is 0.3: pass --policy FOLDER"):
+        train(scenes, tmp_path / "run", model=tmp_path / "plain", policy_loss_weight=0)
+    train(scenes, tmp_path / "run", model=tmp_path / "plain", policy_loss_weight=0, token_reduction=0)
+    folder, _ = train_policy
+    train(scenes, tmp_path / "shared", model=tmp_path / "plain", policy=folder)
+    trained = CtsForSemanticSegmentation.from_pretrained(tmp_path / "shared").cts.policy
+    assert largest_difference(CtsPolicyModel.from_pretrained(folder).state_dict(), trained.state_dict()) == 0
+
+
+def test_models_that_cannot_be_trained_on_are_refused(scenes, tmp_path):
+    weights = save_trained(tmp_path / "broken")
+    del weights["cts.layernorm.weight"]
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"do not fit its config.json\. 1 missing: cts\.layernorm\.weight\. Save it"):
+        train(scenes, tmp_path / "run", model=tmp_path / "broken")
+    save_trained(tmp_path / "other")
+    CtsImageProcessor(image_mean=[0.4, 0.4, 0.4]).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"normalizes images with mean \(0.4, 0.4, 0.4\)"):
+        train(scenes, tmp_path / "run", model=tmp_path / "other")
+    with pytest.raises(ValueError, match="has an encoder and backbone_weights is 'timm/x': give one"):
+        train(scenes, tmp_path / "run", model=tmp_path / "other", backbone_weights="timm/x")
 
 
 def test_a_policy_that_nothing_trains_is_refused(scenes, tmp_path):

@@ -24,7 +24,7 @@ from cts_hf.training.arguments import (
 )
 from cts_hf.training.checkpoints import CheckpointFolder
 from cts_hf.training.loop import build_accelerator, fit
-from cts_hf.training.models import build_policy, build_processor, build_segmenter
+from cts_hf.training.models import adopt_architecture, build_policy, build_processor, build_segmenter
 from cts_hf.training.optimization import build_optimizer, build_scheduler, polynomial_lr
 from cts_hf.training.recipe import parse_recipe, save_recipe
 from cts_hf.training.saving import push_to_hub, save_model_folder
@@ -44,6 +44,7 @@ __all__ = [
     "SegmentationTask",
     "SuperpatchArguments",
     "TrainingSteps",
+    "adopt_architecture",
     "build_accelerator",
     "build_optimizer",
     "build_policy",

@@ -149,6 +149,8 @@ class OptimizationArguments:
         for name in ("batch_size", "gradient_accumulation_steps", "save_total_limit", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}, it must be above 0.")
         if self.max_steps <= 0 and self.num_epochs <= 0:
             raise ValueError(f"num_epochs is {self.num_epochs} and max_steps {self.max_steps}: one must be above 0.")
         if not 0 <= self.min_lr <= self.learning_rate and self.lr_scheduler == "polynomial":
@@ -172,6 +174,11 @@ class PolicyOptimizationArguments(OptimizationArguments):
 class ModelArguments:
     """The Segmenter. The defaults are those of ViT-Ti/16 in the paper."""
 
+    model: str | None = option(
+        None,
+        "Go on from this trained Segmenter, local or on the Hub: its architecture, weights and policy; its classifier "
+        "if there are as many classes. Options of the architecture are then the model's own.",
+    )
     patch_size: int = option(16, "Height and width of a patch in pixels; a superpatch is 2 x 2 patches.")
     hidden_size: int = option(192, "Width of encoder and decoder: 192 (Ti), 384 (S), 768 (B), 1024 (L).")
     num_hidden_layers: int = option(12, "Layers of the encoder: 12 (Ti, S, B), 24 (L).")
@@ -183,6 +190,12 @@ class ModelArguments:
     decoder_dropout_prob: float = option(0.1, "Dropout in the mask transformer.")
     backbone_weights: str | None = option(None, "ViT or DeiT weights of timm or transformers, local or on the Hub.")
     token_reduction: float = option(0.3, "Fraction of the patch tokens that sharing removes, 0 to 0.75.")
+
+    def __post_init__(self):
+        if self.model and self.backbone_weights:
+            raise ValueError(
+                f"model ({self.model!r}) has an encoder and backbone_weights is {self.backbone_weights!r}: give one."
+            )
 
 
 @dataclass

@@ -13,9 +13,13 @@
 # limitations under the License.
 """The models of a training run, made from its options."""
 
+import torch
+
+from cts_hf.checkpoint_conversion import loading_problems
 from cts_hf.configuration_cts import CtsConfig, CtsPolicyConfig
 from cts_hf.conversion import load_policy_trunk, load_vit_weights
 from cts_hf.data import IGNORE_INDEX, SegmentationData
+from cts_hf.data.transforms import MEAN, STD
 from cts_hf.image_processing_cts import CtsImageProcessor
 from cts_hf.modeling_cts import CtsForSemanticSegmentation
 from cts_hf.modeling_cts_policy import CtsPolicyModel
@@ -24,6 +28,17 @@ from cts_hf.training.arguments import DataArguments, ModelArguments, PolicyArgum
 
 # Epsilon that TensorFlow's EfficientNet-Lite0 was trained with.
 TF_BATCH_NORM_EPS = 1e-3
+ARCHITECTURE = (
+    "patch_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "use_distillation_token",
+    "decoder_type",
+    "decoder_num_hidden_layers",
+)
+# Weights with a row or an entry for each class.
+CLASSIFIERS = ("decode_head.class_embeddings", "decode_head.mask_norm", "decode_head.classifier")
 
 
 def policy_config(args: PolicyArguments, patch_size: int) -> CtsPolicyConfig:
@@ -75,35 +90,85 @@ def segmenter_config(
     )
 
 
+def adopt_architecture(args: ModelArguments) -> None:
+    """Gives the options of the architecture the values of `args.model`, if there is one."""
+    if args.model:
+        config = CtsConfig.from_pretrained(args.model)
+        for name in ARCHITECTURE:
+            setattr(args, name, getattr(config, name))
+
+
 def build_segmenter(
     args: ModelArguments,
-    policy: CtsPolicyModel,
+    policy: CtsPolicyModel | None,
     source_args: PolicySourceArguments,
     data: SegmentationData,
     image_size: int,
 ) -> CtsForSemanticSegmentation:
     """
-    A Segmenter with the weights of `policy`, ImageNet weights if `backbone_weights` name some, else random ones.
+    A Segmenter with the weights of `policy`, and those that `model` or `backbone_weights` name, else random ones.
 
     Args:
         args: its options.
-        policy: the policy, trained or not.
+        policy: the policy, trained or not; `None` leaves that of `args.model`.
         source_args: tells whether the policy is trained on.
         data: its classes become the labels.
         image_size: height and width of training crops in pixels.
 
     Raises:
-        ValueError: a joint training without sharing, where the policy would have no gradient.
+        ValueError: a joint training without sharing, where the policy would have no gradient; or a model that cannot
+            be trained on with these options.
     """
     if source_args.policy_loss_weight > 0 and args.token_reduction == 0:
         raise ValueError(
             f"policy_loss_weight is {source_args.policy_loss_weight} and token_reduction 0, at which the policy is "
             "not run: set token_reduction above 0 to train it."
         )
+    if args.model:
+        model = _load_segmenter(args, source_args, data)
+        if policy is not None:
+            model.set_policy(policy)
+        if model.cts.policy is None and args.token_reduction > 0:
+            raise ValueError(
+                f"{args.model} has no policy and token_reduction is {args.token_reduction}: pass --policy FOLDER, "
+                "--policy_epochs to train one first, or --token_reduction 0."
+            )
+        return model
     model = CtsForSemanticSegmentation(segmenter_config(args, policy.config, source_args, data, image_size))
     model.cts.policy.load_state_dict(policy.state_dict())
     if args.backbone_weights:
         load_vit_weights(model, args.backbone_weights)
+    return model
+
+
+def _load_segmenter(
+    args: ModelArguments, source_args: PolicySourceArguments, data: SegmentationData
+) -> CtsForSemanticSegmentation:
+    model, info = CtsForSemanticSegmentation.from_pretrained(
+        args.model,
+        id2label=data.id2label,
+        label2id=data.label2id,
+        token_reduction=args.token_reduction,
+        policy_loss_weight=source_args.policy_loss_weight,
+        drop_path_rate=args.drop_path_rate,
+        decoder_dropout_prob=args.decoder_dropout_prob,
+        semantic_loss_ignore_index=IGNORE_INDEX,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    problems = loading_problems(info, ignore=CLASSIFIERS)
+    if problems:
+        raise ValueError(
+            f"The weights of {args.model} do not fit its config.json. {problems}. Save it again as a whole."
+        )
+    processor = CtsImageProcessor.from_pretrained(args.model)
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    if (mean, std) != (MEAN, STD):
+        raise ValueError(
+            f"{args.model} normalizes images with mean {mean} and standard deviation {std}, training with {MEAN} and "
+            f"{STD}: its weights do not fit. Give a model that was trained with the latter."
+        )
     return model
 
 
