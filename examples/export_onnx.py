@@ -18,8 +18,9 @@ Exports a model to ONNX, policy and token sharing included, for one image size a
     python examples/export_onnx.py --model outputs/scenes --output_dir outputs/scenes_onnx
     python examples/export_onnx.py --model outputs/camvid --output_dir camvid_onnx --image_size 360 480 --benchmark
 
-writes model.onnx and, beside it, the configuration and an image processor that makes images of that size. It then
-runs the file in ONNX Runtime, compares it with the model in PyTorch, and says how far apart they are.
+writes model.onnx and, beside it, the configuration and an image processor that resizes images to that size, whatever
+their aspect ratio: export the one that your images have. It then runs the file in ONNX Runtime and says how far its
+outputs are from those of the model in PyTorch.
 """
 
 import tempfile
@@ -31,7 +32,8 @@ import torch
 from transformers import HfArgumentParser
 
 from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
-from cts_hf.onnx_export import OnnxSegmenter, compare_runtimes, export_onnx
+from cts_hf.onnx_export import OnnxSegmenter, export_onnx
+from cts_hf.timing import median_times
 
 
 @dataclass
@@ -55,12 +57,16 @@ class ExportArguments:
 
 def main() -> None:
     (args,) = HfArgumentParser(ExportArguments).parse_args_into_dataclasses()
+    if Path(args.output_dir).resolve() == Path(args.model).resolve():
+        raise SystemExit(
+            f"output_dir is the folder of the model, {args.model}, and would change it: give another one."
+        )
     model = CtsForSemanticSegmentation.from_pretrained(args.model, dtype=torch.float32)
     if args.token_reduction is not None:
         model.config.token_reduction = args.token_reduction
     image_size = tuple(args.image_size or model.config.image_height_and_width)
     processor = CtsImageProcessor.from_pretrained(args.model)
-    processor.size = {"height": image_size[0], "width": image_size[1]}
+    processor.do_resize, processor.size = True, {"height": image_size[0], "width": image_size[1]}
 
     file = Path(args.output_dir) / "model.onnx"
     export_onnx(model, file, image_size, args.batch_size or None)
@@ -68,7 +74,8 @@ def main() -> None:
     processor.save_pretrained(args.output_dir)
     print(f"{file} has {file.stat().st_size / 2**20:.1f} MiB.")
 
-    shape = (args.batch_size or 2, model.config.num_channels, *image_size)
+    # A number of images that it was not exported with, where that is left open.
+    shape = (args.batch_size or 3, model.config.num_channels, *image_size)
     report_agreement(model, OnnxSegmenter(file), shape)
     if args.benchmark:
         report_times(model, file, shape, args.rounds)
@@ -97,7 +104,7 @@ def report_times(model: CtsForSemanticSegmentation, file: Path, shape: tuple[int
             "ONNX Runtime, no sharing": OnnxSegmenter(plain),
             "ONNX Runtime": OnnxSegmenter(file),
         }
-        times = compare_runtimes(runtimes, shape, rounds)
+        times = median_times(runtimes, shape, rounds)
     fewer = model.config.token_reduction
     print(f"Median of {rounds} calls, {torch.get_num_threads()} threads, {fewer:.1%} fewer tokens, images {shape}:")
     for name, milliseconds in times.items():

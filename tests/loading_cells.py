@@ -79,6 +79,7 @@ def main(folder):
         process = multiprocessing.get_context("fork").Process(target=run_cell, args=(folder, cell))
         process.start()
         process.join()
+        assert process.exitcode == 0, f"{cell} ended with {process.exitcode}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import huggingface_hub.constants
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import timm
@@ -23,6 +24,7 @@ from cts_hf.checkpoint_conversion import save_original
 
 from .examples.scripts import ROOT, run_script
 from .models import tiny_config, tiny_policy
+from .training_runs import reset_accelerate
 
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -67,11 +69,18 @@ def test_code_runs(page, monkeypatch, capsys):
         with capsys.disabled():
             print(f"{page}:{line}")
         if language == "python":
-            torch.manual_seed(0)
+            capsys.readouterr()
             exec(compile(code, f"{page}:{line}", "exec"), {"__name__": "__main__"})
+            assert_printed(code, capsys.readouterr().out)
         elif language == "bash":
             for words in commands(code):
                 run_command(words, monkeypatch)
+
+
+def assert_printed(code, output):
+    """A comment behind a `print` that begins with a list is what it prints."""
+    for expected in re.findall(r"^print\(.*\)  # (\[.*\])", code, re.MULTILINE):
+        assert expected in output.splitlines()
 
 
 def commands(code):
@@ -93,6 +102,7 @@ def run_command(words, monkeypatch):
         assert arguments in ([], ["auth", "login"]), "a test cannot do this; is it right?"
     else:
         if program == "accelerate":
+            assert arguments[0] == "launch"
             parsed = launch_command_parser().parse_args(arguments[1:])
             arguments = [parsed.training_script, *parsed.training_script_args]
         elif program == "torchrun":
@@ -111,15 +121,17 @@ def run_command(words, monkeypatch):
 def assert_installable(arguments):
     assert arguments[:2] == ["install", "-e"]
     extras = re.fullmatch(r"\.(?:\[(\w+)\])?", arguments[2])[1]
-    known = re.findall(r"^(\w+) = \[$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert extras is None or extras in known
+    known = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    assert extras is None or f"\n{extras} = [" in known
 
 
 @pytest.fixture
 def workplace(page, tmp_path, monkeypatch):
-    """The current folder, with all that the pages name."""
+    """The current folder, with all that the page takes for granted; what it leaves in this process is undone."""
+    num_threads = torch.get_num_threads()
+    reset_accelerate()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "Agg")
+    plt.switch_backend("Agg")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
@@ -136,12 +148,11 @@ def workplace(page, tmp_path, monkeypatch):
     ):
         write_pair(ade20k / f"images/{split}/{name}.jpg", ade20k / f"annotations/{split}/{name}.png", 151)
 
-    # What training on the scenes leaves, for pages that start there.
-    torch.manual_seed(0)
-    model = CtsForSemanticSegmentation(tiny_config(image_size=128))
-    model.save_pretrained("outputs/scenes")
-    CtsImageProcessor(size={"shortest_edge": 128}).save_pretrained("outputs/scenes")
-    Path("outputs/scenes/README.md").write_text("# Scenes")
+    if page != "README.md":  # which trains it
+        model = CtsForSemanticSegmentation(tiny_config(image_size=128))
+        model.save_pretrained("outputs/scenes")
+        CtsImageProcessor(size={"shortest_edge": 128}).save_pretrained("outputs/scenes")
+        Path("outputs/scenes/README.md").write_text("# Scenes")
     original = CtsForSemanticSegmentation(
         tiny_config(use_policy=False, token_reduction=0, patch_size=16, intermediate_size=128)
     )
@@ -156,6 +167,10 @@ def workplace(page, tmp_path, monkeypatch):
         (folder / "refs/main").write_text("0")
         architecture = name.removeprefix("timm/").partition(".")[0]
         save_file(timm.create_model(architecture).state_dict(), folder / "snapshots/0/model.safetensors")
+    yield
+    plt.close("all")
+    torch.set_num_threads(num_threads)
+    reset_accelerate()
 
 
 def downloads(page):

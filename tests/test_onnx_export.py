@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cts_hf.onnx_export import OnnxSegmenter, compare_runtimes, export_onnx
+from cts_hf.onnx_export import OPSET_VERSION, OnnxSegmenter, export_onnx
 
 from .models import random_images, tiny_model
 
@@ -36,8 +36,10 @@ def test_one_size(tmp_path, options):
         outputs = assert_equal(model, exported, random_images(1, 50, 75, seed=seed))
         assert outputs.shared_superpatches.any()
         assert not outputs.shared_superpatches.all()
-    assert onnx.load(file).opset_import[0].version >= 18
-    assert not list(file.parent.glob("*.data"))  # one file is all there is
+    assert OPSET_VERSION in [opset.version for opset in onnx.load(file).opset_import if opset.domain == ""]
+    assert [path.name for path in file.parent.iterdir()] == ["model.onnx"]
+    half = exported(random_images(1, 50, 75).to(torch.float16).requires_grad_())  # it casts, as the model does
+    assert half.logits.dtype == torch.float32
     with pytest.raises(ValueError, match=r"\(1, 3, 50, 75\).*got \(1, 3, 64, 75\)"):
         exported(random_images(1, 64, 75))
     with pytest.raises(ValueError, match="got \\(2, 3, 50, 75\\)"):
@@ -72,7 +74,11 @@ def test_bad_options(tmp_path):
     cases = [
         ({"token_reduction": 0.8}, r"between 0 \(no sharing\) and 0.75"),
         ({"image_size": (8, 64)}, "at least one superpatch"),
+        ({"image_size": (-5, 64)}, r"positive whole numbers, got \(-5, 64\)"),
+        ({"image_size": (64.0, 64)}, r"positive whole numbers, got \(64.0, 64\)"),
+        ({"image_size": 0}, "positive whole numbers, got 0"),
         ({"batch_size": 0}, "`batch_size` must be at least 1, or None"),
+        ({"batch_size": 1.5}, "`batch_size` must be at least 1, or None"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -82,15 +88,3 @@ def test_bad_options(tmp_path):
     with pytest.raises(ValueError, match="no policy"):
         export(tmp_path, tiny_model(use_policy=False))
     assert not list(tmp_path.iterdir())
-
-
-def test_compare_runtimes_takes_turns():
-    calls = []
-    runtimes = {name: lambda pixels, name=name: calls.append((name, pixels.sum().item())) for name in ("a", "b")}
-    times = compare_runtimes(runtimes, (1, 3, 16, 16), rounds=3)
-    assert list(times) == ["a", "b"]
-    assert all(value >= 0 for value in times.values())
-    assert [name for name, _ in calls] == ["a", "b"] * 4
-    sums = [value for _, value in calls]
-    assert sums[::2] == sums[1::2]  # the same images for both
-    assert len(set(sums)) == 4  # new ones every turn

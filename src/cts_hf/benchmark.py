@@ -19,10 +19,9 @@ one process, so that a slow moment of the machine hits both, and the ratio is th
 
 import json
 import platform
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers
-from torch.profiler import ProfilerActivity, profile
 from transformers import HfArgumentParser
 
 from .benchmark_report import format_report, plot_report
@@ -39,6 +37,7 @@ from .budget_sweep import multiply_adds
 from .configuration_cts import CtsConfig
 from .image_processing_pil_cts import upsampled_argmax
 from .modeling_cts import CtsForSemanticSegmentation
+from .timing import Stopwatch, marked_parts, peak_memory
 
 
 # The splits of the paper, as fractions of the tokens: 103 of 256 superpatches share at 512 pixels, 160 of 400 at 640,
@@ -112,79 +111,6 @@ class BenchmarkArguments:
             raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}.")
         if self.rounds is not None and self.rounds < 1:
             raise ValueError(f"`rounds` must be at least 1, got {self.rounds}.")
-
-
-class Stopwatch:
-    """Adds up the time between marks, in milliseconds: CUDA events on a GPU, the clock of the host elsewhere."""
-
-    def __init__(self, device: torch.device):
-        self._is_cuda = device.type == "cuda"
-        self._marks: list[tuple[str, Any]] = []
-
-    def start(self) -> None:
-        if self._is_cuda:
-            torch.cuda.synchronize()
-        self._marks.clear()
-        self.mark("start")
-
-    def mark(self, part: str) -> None:
-        """The time since the last mark was spent on `part`."""
-        if self._is_cuda:
-            moment = torch.cuda.Event(enable_timing=True)
-            moment.record()
-        else:
-            moment = time.perf_counter()
-        self._marks.append((part, moment))
-
-    def parts(self) -> dict[str, float]:
-        if self._is_cuda:
-            torch.cuda.synchronize()
-        parts: dict[str, float] = {}
-        for (_, before), (part, after) in zip(self._marks, self._marks[1:], strict=False):
-            spent = before.elapsed_time(after) if self._is_cuda else 1000 * (after - before)
-            parts[part] = parts.get(part, 0.0) + spent
-        return parts
-
-
-@contextmanager
-def marked_parts(model: CtsForSemanticSegmentation, stopwatch: Stopwatch) -> Iterator[None]:
-    """Has the modules of the model mark their parts of the forward."""
-
-    def marks(part: str) -> Callable[..., None]:
-        return lambda *_: stopwatch.mark(part)
-
-    base = model.cts
-    handles = [
-        base.layers[0].register_forward_pre_hook(marks("embedding_and_sharing")),
-        base.layernorm.register_forward_hook(marks("encoder")),
-        model.decode_head.register_forward_hook(marks("decoder")),
-    ]
-    if base.policy is not None:
-        handles.append(base.policy.register_forward_pre_hook(marks("embedding_and_sharing")))
-        handles.append(base.policy.register_forward_hook(marks("policy")))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
-    """Most memory that tensors took during the run beyond what there was before, in MiB."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    return max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]") / 2**20
 
 
 @torch.inference_mode()

@@ -17,11 +17,12 @@ what is missing, left over or misshaped is an error that lists it.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from .configuration_cts import CtsConfig, CtsPolicyConfig
 from .modeling_cts import CtsForSemanticSegmentation, CtsModel
@@ -37,15 +38,17 @@ from .weight_names import (
     rename_mmsegmentation,
     rename_transformers,
     require_weight,
+    trunk_output_stride,
 )
 
+
+logger = logging.get_logger(__name__)
 
 # The ImageNet classifiers that Segmenter's encoder and timm's EfficientNet carry along.
 _UNUSED_SEGMENTER_WEIGHTS = ("encoder.head.", "encoder.head_dist.")
 _UNUSED_TRUNK_WEIGHTS = ("conv_head.", "bn2.", "classifier.")
 _UNUSED_VIT_WEIGHTS = ("head.", "head_dist.", "fc_norm.", "classifier.", "cls_classifier.", "distillation_classifier.")
 _UNUSED_VIT_WEIGHTS += ("pooler.", "embeddings.mask_token", "decoder.")
-_STRIDE_OF_NUM_STAGES = {3: 8, 5: 16, 7: 32}
 
 
 def convert_segmenter(
@@ -183,7 +186,7 @@ def convert_policy(
             if not name.startswith(_UNUSED_TRUNK_WEIGHTS)
         }
     if output_stride is None:
-        output_stride = _output_stride(state_dict, "backbone.")
+        output_stride = trunk_output_stride(state_dict, "backbone.")
     config = CtsPolicyConfig(
         superpatch_size=superpatch_size,
         output_stride=output_stride,
@@ -198,6 +201,8 @@ def convert_policy(
         state_dict = {name: value for name, value in state_dict.items() if _stage(name) < num_stages}
         names = {name: source for name, source in names.items() if not name.startswith("head.")}
     _load(model, names, state_dict)
+    if is_trunk_only:
+        logger.warning("The policy's classifier is random, as the weights are of a trunk alone: train it.")
     return model.eval()
 
 
@@ -299,7 +304,7 @@ def _read_shapes(
     ]
     policy_config = None
     if use_policy := any(name.startswith("policy_net.") for name in state_dict):
-        policy_config = {"output_stride": _output_stride(state_dict, "policy_net.backbone.")}
+        policy_config = {"output_stride": trunk_output_stride(state_dict, "policy_net.backbone.")}
     use_distillation_token = "encoder.dist_token" in state_dict
     if image_size is None:
         num_patches = require_weight(state_dict, "encoder.pos_embed").shape[1] - 1 - use_distillation_token
@@ -340,16 +345,6 @@ def _square_size(num_patches: int, patch_size: int) -> int:
             "(height, width)."
         )
     return side * patch_size
-
-
-def _output_stride(state_dict: Iterable[str], prefix: str) -> int:
-    num_stages = count_blocks(state_dict, f"{prefix}blocks.")
-    if num_stages not in _STRIDE_OF_NUM_STAGES:
-        raise ValueError(
-            f"An EfficientNet-Lite0 trunk has 7 stages, or 5 or 3 of them, got weights of {num_stages} under "
-            f"'{prefix}blocks.'."
-        )
-    return _STRIDE_OF_NUM_STAGES[num_stages]
 
 
 def _stage(name: str) -> int:

@@ -19,12 +19,10 @@ Needs `pip install onnx onnxscript onnxruntime`, which the extra `onnx` of this 
 """
 
 import importlib
-import time
-from collections.abc import Callable
+import os
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -51,7 +49,7 @@ class _Exported(nn.Module):
 def export_onnx(
     model: CtsForSemanticSegmentation,
     file: str | Path,
-    image_size: tuple[int, int] | None = None,
+    image_size: int | tuple[int, int] | None = None,
     batch_size: int | None = 1,
     token_reduction: float | None = None,
 ) -> None:
@@ -64,23 +62,27 @@ def export_onnx(
 
     Args:
         model ([`CtsForSemanticSegmentation`]): In float32. It is exported in evaluation mode and left as it was.
-        file (`str` or `Path`): The file to write; its folder is made.
-        image_size (pair of `int`, *optional*): Height and width in pixels; `config.image_size` by default.
+        file (`str` or `Path`): The file to write, or to replace once the new one is whole; its folder is made.
+        image_size (`int` or pair of `int`, *optional*): Height and width in pixels; `config.image_size` by default.
         batch_size (`int`, *optional*, defaults to 1): Images per call; `None` lets every call have its own number.
         token_reduction (`float`, *optional*): Fraction of the patch tokens to remove; `config.token_reduction` by
             default.
 
     Raises:
         ImportError: If onnx or onnxscript is missing.
-        ValueError: If the model is not in float32, a size is not positive, or the model cannot run with these options.
+        ValueError: If the model is not in float32, a size is no positive whole number, or the model cannot run with
+            these options.
     """
     if model.dtype != torch.float32:
         raise ValueError(f"The model is in {model.dtype}, ONNX export needs torch.float32: call `model.float()`.")
-    if batch_size is not None and batch_size < 1:
+    image_size = model.config.image_height_and_width if image_size is None else image_size
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+        raise ValueError(f"`image_size` must be one or two (height, width) positive whole numbers, got {image_size}.")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"`batch_size` must be at least 1, or None for any number of images, got {batch_size}.")
     _require("onnx")
-    opset = _require("onnxscript").opset18
-    height, width = image_size or model.config.image_height_and_width
+    opset = getattr(_require("onnxscript"), f"opset{OPSET_VERSION}")
 
     def stable_sort(self, *, stable=None, dim=-1, descending=False):
         # PyTorch's exporter has no stable sort. TopK is one: of equal values it takes the one with the lower index.
@@ -107,13 +109,16 @@ def export_onnx(
         )
     finally:
         model.train(was_training)
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    program.save(str(file))
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".unfinished_{file.name}")
+    program.save(str(unfinished))
+    os.replace(unfinished, file)
 
 
 class OnnxSegmenter:
     """
-    An exported model in ONNX Runtime, to be called as the model itself.
+    An exported model in ONNX Runtime. It takes `pixel_values` and gives the model's output class.
 
     Args:
         file (`str` or `Path`): What [`export_onnx`] wrote.
@@ -136,7 +141,7 @@ class OnnxSegmenter:
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalized images of the size that was exported.
+                Normalized images of the size that was exported, of any floating-point type and on any device.
 
         Returns:
             [`CtsSemanticSegmenterOutput`]: `logits` and `shared_superpatches`, as the image processor's
@@ -154,41 +159,11 @@ class OnnxSegmenter:
                 f"`pixel_values` must have the shape {tuple(expected)} that was exported, got "
                 f"{tuple(pixel_values.shape)}. Use the image processor saved beside the file, or export this size."
             )
-        logits, shared = self.session.run(
-            ["logits", "shared_superpatches"], {"pixel_values": pixel_values.cpu().numpy()}
-        )
+        images = pixel_values.detach().to("cpu", torch.float32).numpy()
+        logits, shared = self.session.run(["logits", "shared_superpatches"], {"pixel_values": images})
         return CtsSemanticSegmenterOutput(
             logits=torch.from_numpy(logits), shared_superpatches=torch.from_numpy(shared)
         )
-
-
-@torch.inference_mode()
-def compare_runtimes(
-    runtimes: dict[str, Callable[[torch.Tensor], CtsSemanticSegmenterOutput]],
-    shape: tuple[int, int, int, int],
-    rounds: int = 10,
-) -> dict[str, float]:
-    """
-    Median milliseconds of each of several ways to run models, which take turns on the same random images.
-
-    Args:
-        runtimes (`dict`): By name, what takes `pixel_values`.
-        shape (4 `int`): Shape of `pixel_values`.
-        rounds (`int`): Turns of each; one more comes before, untimed.
-
-    Returns:
-        `dict[str, float]`: Milliseconds per call, by name.
-    """
-    generator = torch.Generator().manual_seed(0)
-    times: dict[str, list[float]] = {name: [] for name in runtimes}
-    for index in range(rounds + 1):
-        pixel_values = torch.randn(shape, generator=generator)
-        for name, run in runtimes.items():
-            started = time.perf_counter()
-            run(pixel_values)
-            if index > 0:
-                times[name].append(1000 * (time.perf_counter() - started))
-    return {name: float(np.median(each)) for name, each in times.items()}
 
 
 def _require(package: str) -> ModuleType:
@@ -198,4 +173,4 @@ def _require(package: str) -> ModuleType:
         raise ImportError(f"{package} is missing: `pip install onnx onnxscript onnxruntime`.") from error
 
 
-__all__ = ["OnnxSegmenter", "compare_runtimes", "export_onnx"]
+__all__ = ["OnnxSegmenter", "export_onnx"]

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 
+_STRIDE_OF_NUM_STAGES = {3: 8, 5: 16, 7: 32}
 # Our names to those of the original implementation (https://github.com/tue-mps/CTS, built on Segmenter and timm).
 _ORIGINAL_NAMES = (
     (r"^cts\.embeddings\.cls_token", "encoder.cls_token"),
@@ -232,6 +233,17 @@ def count_blocks(state_dict: Iterable[str], prefix: str) -> int:
     return max(numbers, default=-1) + 1
 
 
+def trunk_output_stride(state_dict: Iterable[str], prefix: str) -> int:
+    """The stride of the last stage of an EfficientNet-Lite0 whose weights have names that begin with `prefix`."""
+    num_stages = count_blocks(state_dict, f"{prefix}blocks.")
+    if num_stages not in _STRIDE_OF_NUM_STAGES:
+        raise ValueError(
+            f"An EfficientNet-Lite0 trunk has 7 stages, or 5 or 3 of them, got weights of {num_stages} under "
+            f"'{prefix}blocks.'."
+        )
+    return _STRIDE_OF_NUM_STAGES[num_stages]
+
+
 __all__ = [
     "count_blocks",
     "from_original",
@@ -242,4 +254,5 @@ __all__ = [
     "rename_mmsegmentation",
     "rename_transformers",
     "require_weight",
+    "trunk_output_stride",
 ]

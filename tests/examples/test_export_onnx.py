@@ -18,7 +18,7 @@ def test_export_and_use(monkeypatch, capsys, tmp_path):
     pytest.importorskip("onnxruntime")
     model, target = tiny_model(), tmp_path / "exported"
     model.save_pretrained(tmp_path / "model")
-    CtsImageProcessor(size={"shortest_edge": 64}).save_pretrained(tmp_path / "model")
+    CtsImageProcessor(do_resize=False).save_pretrained(tmp_path / "model")
     options = {"image_size": [48, 80], "token_reduction": 0.4, "benchmark": True, "rounds": 2}
     run_main(monkeypatch, "export_onnx.py", model=tmp_path / "model", output_dir=target, **options)
 
@@ -49,3 +49,11 @@ def test_export_and_use(monkeypatch, capsys, tmp_path):
     ]
     assert segmentations[0].shape == (77, 123)
     assert (segmentations[0] == segmentations[1]).float().mean() > 0.99
+
+
+def test_the_model_itself_is_not_overwritten(monkeypatch, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(SystemExit, match="is the folder of the model"):
+        run_main(monkeypatch, "export_onnx.py", model=tmp_path, output_dir=f"{tmp_path}/.")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
