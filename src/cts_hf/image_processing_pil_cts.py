@@ -294,7 +294,7 @@ class CtsImageProcessingMixin:
 
 
 def _check_segmentation_maps(images: list, segmentation_maps: list) -> None:
-    """Refuses maps (arrays or tensors, channels first) that are not one of integers for each image, of its size."""
+    """Refuses maps (arrays or tensors) that are not one of integers for each image, of its size."""
     if len(images) != len(segmentation_maps):
         raise ValueError(
             f"Got {len(images)} images and {len(segmentation_maps)} segmentation maps. Pass one map for each image."
@@ -302,9 +302,9 @@ def _check_segmentation_maps(images: list, segmentation_maps: list) -> None:
     for i, (image, segmentation_map) in enumerate(zip(images, segmentation_maps, strict=True)):
         if segmentation_map.shape[0] != 1:
             raise ValueError(
-                f"Segmentation map {i} has the shape {tuple(segmentation_map.shape)} (channels first), but a map has "
-                "one class id per pixel, shape (height, width). Open it without converting it to RGB, or turn its "
-                "colours into class ids."
+                f"Segmentation map {i} has the shape {tuple(segmentation_map.shape)}, but a map has one class id per "
+                "pixel, shape (height, width). Open it without converting it to RGB, or turn its colours into class "
+                "ids."
             )
         if "float" in str(segmentation_map.dtype):
             raise ValueError(
