@@ -1,6 +1,5 @@
 """The folders of hub_configs: up to date, complete, and of the sizes that others have published."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoImageProcessor
 
 from cts_hf import CtsConfig, CtsForSemanticSegmentation, CtsPolicyModel, num_shared_superpatches
+
+from .examples.scripts import load_script
 
 
 ROOT = Path(__file__).parents[1] / "hub_configs"
@@ -30,16 +31,8 @@ PUBLISHED = {
 }
 
 
-def load_generator(monkeypatch):
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "generate", module)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_everything_is_up_to_date(monkeypatch, tmp_path, capsys):
-    generate = load_generator(monkeypatch)
+    generate = load_script(monkeypatch, ROOT / "generate.py")
     monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
     with pytest.raises(SystemExit) as stopped:
         generate.main()

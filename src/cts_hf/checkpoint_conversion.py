@@ -35,6 +35,7 @@ from .modeling_cts import CtsForSemanticSegmentation
 from .modeling_cts_policy import CtsPolicyModel
 from .token_sharing import num_shared_superpatches
 from .weight_files import read_checkpoint, read_variant, read_weights, unwrap
+from .weight_names import list_problems
 
 
 BENCHMARK_CLASSES = {
@@ -164,12 +165,8 @@ def loading_problems(info: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> s
     """
     # Misshaped weights come with both of their shapes.
     misshaped = (str(name if isinstance(name, str) else name[0]) for name in info["mismatched_keys"])
-    found = {
-        "missing": sorted(info["missing_keys"]),
-        "unexpected": sorted(info["unexpected_keys"]),
-        "misshaped": sorted(name for name in misshaped if not name.startswith(ignore)),
-    }
-    return "; ".join(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in found.items() if names)
+    misshaped = sorted(name for name in misshaped if not name.startswith(ignore))
+    return list_problems(sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), misshaped)
 
 
 def save_original(model: CtsForSemanticSegmentation, processor: CtsImageProcessingMixin, folder: str | Path) -> None:

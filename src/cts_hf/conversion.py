@@ -31,6 +31,7 @@ from .weight_files import read_weights
 from .weight_names import (
     count_blocks,
     from_original,
+    list_problems,
     merge_to_original,
     original_name,
     rename_augreg,
@@ -374,13 +375,9 @@ def _load(model: torch.nn.Module, sources: Mapping[str, str], state_dict: Mappin
     }
     missing = sorted({source for source in sources.values() if source not in state_dict})
     unexpected = sorted(set(state_dict) - set(sources.values()))
-    problems = [
-        f"{len(names)} {kind}: {', '.join(names)}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshaped", list(misshaped.values())))
-        if names
-    ]
+    problems = list_problems(missing, unexpected, misshaped.values())
     if problems:
-        raise ValueError(f"The weights do not fit {type(model).__name__}. " + "; ".join(problems) + ".")
+        raise ValueError(f"The weights do not fit {type(model).__name__}. {problems}.")
     for name, value in converted.items():
         expected[name].copy_(value)
 

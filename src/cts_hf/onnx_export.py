@@ -123,7 +123,7 @@ class OnnxSegmenter:
     Args:
         file (`str` or `Path`): What [`export_onnx`] wrote.
         num_threads (`int`, *optional*): Threads of one operation; as PyTorch has by default.
-        providers (`list[str]`): Execution providers of ONNX Runtime.
+        providers (`tuple[str, ...]`): Execution providers of ONNX Runtime.
 
     Raises:
         ImportError: If onnxruntime is missing.

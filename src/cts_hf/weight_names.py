@@ -227,6 +227,12 @@ def require_weight(state_dict: Mapping[str, torch.Tensor], name: str) -> torch.T
     return state_dict[name]
 
 
+def list_problems(missing: Iterable[str], unexpected: Iterable[str], misshaped: Iterable[str]) -> str:
+    """The weights that do not fit, counted and named; empty if there are none."""
+    found = {"missing": list(missing), "unexpected": list(unexpected), "misshaped": list(misshaped)}
+    return "; ".join(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in found.items() if names)
+
+
 def count_blocks(state_dict: Iterable[str], prefix: str) -> int:
     """One more than the highest number that follows `prefix` in the names, 0 if none does."""
     numbers = {int(match[1]) for name in state_dict if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))}
@@ -247,6 +253,7 @@ def trunk_output_stride(state_dict: Iterable[str], prefix: str) -> int:
 __all__ = [
     "count_blocks",
     "from_original",
+    "list_problems",
     "merge_to_original",
     "original_name",
     "rename_augreg",

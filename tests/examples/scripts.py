@@ -18,11 +18,16 @@ def run_main(monkeypatch, script, **options):
 
 def run_script(monkeypatch, path, arguments):
     monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    return load_script(monkeypatch, path).main()
+
+
+def load_script(monkeypatch, path):
+    """A script as a module, for as long as the test runs."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, path.stem, module)  # dataclasses look their module up
     spec.loader.exec_module(module)
-    return module.main()
+    return module
 
 
 def launch(script, num_processes, **options):

@@ -13,6 +13,8 @@
 # limitations under the License.
 """The models of a training run, made from its options."""
 
+from typing import Any
+
 import torch
 
 from cts_hf.checkpoint_conversion import loading_problems
@@ -77,17 +79,26 @@ def segmenter_config(
         num_attention_heads=args.num_attention_heads,
         intermediate_size=4 * args.hidden_size,
         use_distillation_token=args.use_distillation_token,
-        drop_path_rate=args.drop_path_rate,
         decoder_type=args.decoder_type,
         decoder_num_hidden_layers=args.decoder_num_hidden_layers,
-        decoder_dropout_prob=args.decoder_dropout_prob,
-        token_reduction=args.token_reduction,
         policy_config=policy_config.to_diff_dict(),
-        policy_loss_weight=source_args.policy_loss_weight,
-        semantic_loss_ignore_index=IGNORE_INDEX,
-        id2label=data.id2label,
-        label2id=data.label2id,
+        **_training_options(args, source_args, data),
     )
+
+
+def _training_options(
+    args: ModelArguments, source_args: PolicySourceArguments, data: SegmentationData
+) -> dict[str, Any]:
+    """The options of a configuration that training sets whatever the architecture."""
+    return {
+        "drop_path_rate": args.drop_path_rate,
+        "decoder_dropout_prob": args.decoder_dropout_prob,
+        "token_reduction": args.token_reduction,
+        "policy_loss_weight": source_args.policy_loss_weight,
+        "semantic_loss_ignore_index": IGNORE_INDEX,
+        "id2label": data.id2label,
+        "label2id": data.label2id,
+    }
 
 
 def adopt_architecture(args: ModelArguments) -> None:
@@ -146,16 +157,10 @@ def _load_segmenter(
 ) -> CtsForSemanticSegmentation:
     model, info = CtsForSemanticSegmentation.from_pretrained(
         args.model,
-        id2label=data.id2label,
-        label2id=data.label2id,
-        token_reduction=args.token_reduction,
-        policy_loss_weight=source_args.policy_loss_weight,
-        drop_path_rate=args.drop_path_rate,
-        decoder_dropout_prob=args.decoder_dropout_prob,
-        semantic_loss_ignore_index=IGNORE_INDEX,
         dtype=torch.float32,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
+        **_training_options(args, source_args, data),
     )
     problems = loading_problems(info, ignore=CLASSIFIERS)
     if problems:
