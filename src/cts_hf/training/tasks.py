@@ -66,8 +66,8 @@ class Task(Protocol):
     def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
         """Metrics on the validation images, the same in every process."""
 
-    def save(self, folder: Path, metrics: dict[str, float]) -> None:
-        """Writes the model and what belongs to it."""
+    def save(self, folder: Path, metrics: dict[str, float], subfolder: str = "") -> None:
+        """Writes the model and what belongs to it to a subfolder of the run's folder, or to the folder itself."""
 
 
 class SegmentationTask:
@@ -126,8 +126,8 @@ class SegmentationTask:
             show_progress=show_progress,
         )
 
-    def save(self, folder: Path, metrics: dict[str, float]) -> None:
-        save_model_folder(folder, self.model, self.processor, self.arguments, metrics)
+    def save(self, folder: Path, metrics: dict[str, float], subfolder: str = "") -> None:
+        save_model_folder(folder, self.model, self.processor, self.arguments, metrics, subfolder=subfolder)
 
 
 class PolicyTask:
@@ -194,8 +194,8 @@ class PolicyTask:
             metrics.update(logits[:, 1] - logits[:, 0], targets, num_shared)
         return metrics.compute(accelerator)
 
-    def save(self, folder: Path, metrics: dict[str, float]) -> None:
-        save_model_folder(folder, self.model, self.processor, self.arguments, metrics)
+    def save(self, folder: Path, metrics: dict[str, float], subfolder: str = "") -> None:
+        save_model_folder(folder, self.model, self.processor, self.arguments, metrics, subfolder=subfolder)
 
     def _targets(self, labels: torch.Tensor) -> torch.Tensor:
         size = self.model.config.superpatch_size
