@@ -105,9 +105,9 @@ def find_pictures(folder: str | Path, suffixes: Collection[str]) -> tuple[dict[s
         name another one has, every folder that is found under two names, and every folder that cannot be listed.
     """
     folder = Path(folder)
-    problems: list[str] = []
+    paths, problems = _files_below(folder)
     files: dict[str, Path] = {}
-    for path in sorted(_files_below(folder, (), {}, problems)):
+    for path in sorted(paths):
         if path.suffix.lower() not in suffixes:
             continue
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -117,28 +117,32 @@ def find_pictures(folder: str | Path, suffixes: Collection[str]) -> tuple[dict[s
     return files, problems
 
 
-def _files_below(
-    folder: Path, above: tuple[str, ...], seen: dict[str, Path], problems: list[str]
-) -> list[Path]:
-    """`above` are the real paths of the folders that led here, `seen` holds every real path with its first name."""
-    real = os.path.realpath(folder)
-    if real in above:
-        return []
-    if real in seen:
-        problems.append(f"{printable(folder)}: is the same folder as {printable(seen[real])}")
-        return []
-    seen[real] = folder
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        problems.append(f"{printable(folder)}: cannot be listed ({error})")
-        return []
-    files = []
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name == "__MACOSX":
+def _files_below(root: Path) -> tuple[list[Path], list[str]]:
+    files, problems = [], []
+    first_names: dict[str, Path] = {}  # of each folder by its real path
+    waiting: list[tuple[Path, frozenset[str]]] = [(root, frozenset())]  # with the real paths of the folders above
+    while waiting:
+        folder, above = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in above:
             continue
-        files += _files_below(entry, (*above, real), seen, problems) if entry.is_dir() else [entry]
-    return files
+        if real in first_names:
+            problems.append(f"{printable(folder)}: is the same folder as {printable(first_names[real])}")
+            continue
+        first_names[real] = folder
+        try:
+            entries = sorted(folder.iterdir(), reverse=True)
+        except OSError as error:
+            problems.append(f"{printable(folder)}: cannot be listed ({error.strerror})")
+            continue
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if os.path.isdir(entry):
+                waiting.append((entry, above | {real}))
+            else:
+                files.append(entry)
+    return files, problems
 
 
 __all__ = ["UNREADABLE", "PictureError", "find_pictures", "printable", "read_picture", "to_rgb", "unreadable"]
