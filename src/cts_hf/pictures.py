@@ -112,9 +112,14 @@ def find_pictures(folder: str | Path, suffixes: Collection[str]) -> tuple[dict[s
             continue
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in files:
-            problems.append(f"{printable(path)}: has the same name as {printable(files[name])}")
+            problems.append(f"{printable(path)} and {printable(files[name])} have the same name")
         files[name] = path
     return files, problems
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is no content: hidden, or what macOS adds to archives."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _files_below(root: Path) -> tuple[list[Path], list[str]]:
@@ -127,7 +132,7 @@ def _files_below(root: Path) -> tuple[list[Path], list[str]]:
         if real in above:
             continue
         if real in first_names:
-            problems.append(f"{printable(folder)}: is the same folder as {printable(first_names[real])}")
+            problems.append(f"{printable(folder)} and {printable(first_names[real])} are the same folder")
             continue
         first_names[real] = folder
         try:
@@ -136,7 +141,7 @@ def _files_below(root: Path) -> tuple[list[Path], list[str]]:
             problems.append(f"{printable(folder)}: cannot be listed ({error.strerror})")
             continue
         for entry in entries:
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if is_hidden(entry.name):
                 continue
             if os.path.isdir(entry):
                 waiting.append((entry, above | {real}))
@@ -145,4 +150,13 @@ def _files_below(root: Path) -> tuple[list[Path], list[str]]:
     return files, problems
 
 
-__all__ = ["UNREADABLE", "PictureError", "find_pictures", "printable", "read_picture", "to_rgb", "unreadable"]
+__all__ = [
+    "UNREADABLE",
+    "PictureError",
+    "find_pictures",
+    "is_hidden",
+    "printable",
+    "read_picture",
+    "to_rgb",
+    "unreadable",
+]
