@@ -13,6 +13,7 @@
 # limitations under the License.
 import socket
 import sys
+from types import ModuleType
 
 import evaluate
 import numpy as np
@@ -22,7 +23,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, recall_score
 
 import cts_hf.mean_iou
-from cts_hf.mean_iou import MeanIoU
+from cts_hf.mean_iou import MeanIoU, _import_evaluate
 
 
 NUM_LABELS = 6
@@ -210,6 +211,18 @@ def test_loads_offline_from_the_package(maps):
     assert evaluate.load(path).compute(**maps, num_labels=NUM_LABELS, ignore_index=255) == expected
     with pytest.raises(ValueError, match="`num_process` must be 1, got 2"):
         evaluate.load(path, num_process=2)
+
+
+def test_a_script_of_its_name_does_not_hide_evaluate(tmp_path, monkeypatch):
+    (tmp_path / "evaluate.py").write_text("raise AssertionError('the script was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = list(sys.path)
+    monkeypatch.delitem(sys.modules, "evaluate")
+    assert _import_evaluate().Metric is evaluate.Metric
+    assert sys.path == path
+    monkeypatch.setitem(sys.modules, "evaluate", ModuleType("evaluate"))
+    with pytest.raises(ImportError, match="must be the package of Hugging Face, but another module was imported"):
+        _import_evaluate()
 
 
 def test_says_what_it_is():

@@ -18,10 +18,13 @@ Mean intersection over union as a metric of `evaluate`, from one confusion matri
 as the first one that it finds here is the metric.
 """
 
+import importlib
+import os
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import datasets
-import evaluate
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,6 +32,28 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+def _import_evaluate() -> ModuleType:
+    """
+    The package `evaluate`, also where a script of that name, such as examples/evaluate.py, hides it: the folder of a
+    script comes first on the path of whatever it or its neighbours import.
+    """
+    path = list(sys.path)
+    sys.path[:] = [folder for folder in path if not os.path.isfile(os.path.join(folder, "evaluate.py"))]
+    try:
+        module = importlib.import_module("evaluate")
+    finally:
+        sys.path[:] = path
+    if not hasattr(module, "Metric"):
+        raise ImportError(
+            f"`evaluate` must be the package of Hugging Face, but {getattr(module, '__file__', 'another module')} was "
+            "imported under its name before: give that another name."
+        )
+    return module
+
+
+evaluate = _import_evaluate()
 
 _DESCRIPTION = """
 The intersection over union (IoU) of a class is the number of pixels that have the class in the prediction and in the
