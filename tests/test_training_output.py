@@ -156,10 +156,10 @@ def test_a_run_does_not_replace_the_model_that_it_starts_from(scenes, tmp_path, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"eval_window": 7}, "at least one superpatch, 16 x 16 pixels, got 7 x 7"),
+        ({"eval_window": 7}, "`window` must be at least 16 pixels, a superpatch of this model, got 7"),
         ({"max_eval_samples": 0}, "max_eval_samples is 0, it must be at least 1"),
-        ({"eval_window": 32, "eval_stride": 48}, "stride is 48, it must be 1 to 32"),
-        ({"eval_stride": 16}, "stride is 16 but there are no windows"),
+        ({"eval_window": 32, "eval_stride": 48}, "`stride` must be 1 to 32, the window, got 48"),
+        ({"eval_stride": 16}, "`stride` must be unset without `window`, got 16"),
         ({"policy_loss_weight": "nan"}, "policy_loss_weight is nan, it must be at least 0"),
         ({"learning_rate": "nan"}, "learning_rate is nan, it must be a finite number"),
         ({"max_grad_norm": "inf"}, "max_grad_norm is inf, it must be at least 0"),
