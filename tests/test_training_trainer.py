@@ -72,6 +72,7 @@ def test_gradient_accumulation_makes_the_same_steps(data, tmp_path):
             gradient_accumulation_steps=parts,
             optim="sgd",
             learning_rate=0.05,
+            max_grad_norm=0,  # else a loss that is scaled wrongly makes the same step
         )
         trainer.model.config.token_reduction = 0.75  # rounding cannot exchange superpatches: all of them share
         start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
