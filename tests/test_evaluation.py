@@ -14,6 +14,7 @@ from cts_hf.evaluation import POLICIES, Sharing, evaluate_segmentation, evaluate
 from cts_hf.inference import InferenceOptions, View, segment, with_flips
 from cts_hf.metrics import MeanIoU
 
+from .figures import saved_figures
 from .models import tiny_config, tiny_model
 
 
@@ -271,13 +272,24 @@ def test_multiply_adds_are_those_of_the_layers():
     assert embeddings == tokens * 3 * config.patch_size**2 * width
 
 
-def test_table_plot_and_json(tmp_path):
+def test_table_plot_and_json(tmp_path, monkeypatch):
     lines = format_table(sweep()).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert len(lines) == 2 + len(sweep())
     assert lines[2].split("|")[1:4] == ["    none ", "               0 ", "     64 "]
     assert lines[2].rstrip("| ").endswith("-")
+    figures = saved_figures(monkeypatch)
     plot_sweep(sweep(), tmp_path / "sweep.png", "scenes")
-    assert Image.open(tmp_path / "sweep.png").width > 1000
+    (figure,) = figures
+    tokens, cost = ({line.get_label(): line for line in axes.lines} for axes in figure.axes)
+    for policy in POLICIES:
+        results = [result for result in sweep() if result["policy"] in ("none", policy)]
+        assert tokens[policy].get_xdata().tolist() == [64, 46, 16]
+        assert tokens[policy].get_ydata().tolist() == [100 * result["mean_iou"] for result in results]
+        shared = [result for result in results if result["policy"] == policy]
+        assert cost[policy].get_xdata().tolist() == [result["multiply_adds"] * 1e-9 for result in shared]
+    assert tokens["no sharing"].get_xdata().tolist() == [64]
+    with Image.open(tmp_path / "sweep.png") as picture:
+        picture.load()
     text = to_json({"results": sweep(), "nothing": float("nan")})
     assert json.loads(text, parse_constant=pytest.fail)["nothing"] is None
