@@ -185,7 +185,8 @@ def test_dtype(checkpoint, logits, dtype):
         expected = reference(random_images(), superpatch_scores=scores).logits
         given = model(random_images(), superpatch_scores=scores).logits
     assert given.dtype == dtype
-    torch.testing.assert_close(given.float(), expected, atol=0.1, rtol=0.1)
+    # Some ten layers round to the precision of the type.
+    assert (given.float() - expected).abs().max() < 30 * torch.finfo(dtype).eps * expected.abs().max()
     segmenter = pipeline("image-segmentation", model=str(checkpoint), dtype=dtype)
     assert segmenter(Image.new("RGB", (90, 60), "teal"))
 
