@@ -1,7 +1,6 @@
 import json
 
 import pytest
-import torch
 from PIL import Image
 
 from cts_hf import CtsImageProcessor
@@ -77,15 +76,6 @@ def test_another_data_set_or_split_is_refused(monkeypatch, options, folders, tmp
     CtsImageProcessor().save_pretrained(tmp_path / "other")
     with pytest.raises(SystemExit, match="The data set has 10 classes, the model 3"):
         run_main(monkeypatch, "evaluate.py", **{**options, "model": tmp_path / "other"})
-
-
-@pytest.fixture
-def one_thread():
-    """As `accelerate launch` gives each process: other numbers of threads may round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # Five images are three batches of two; one image leaves a process without any.

@@ -118,6 +118,7 @@ def test_impossible_calls_are_refused(options, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_two_processes_share_the_images(monkeypatch, options, tmp_path):
     (options["images"] / "broken.jpg").write_text("no picture")
     run_main(monkeypatch, "predict.py", **options)
