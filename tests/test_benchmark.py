@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 from cts_hf.benchmark import PRESETS, BenchmarkArguments, build_model, main, measure
 from cts_hf.benchmark_report import PARTS
 
+from .clock import Clock
 from .figures import saved_figures
 from .models import random_images, tiny_config, tiny_model
 
@@ -25,23 +26,6 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     tiny_model().save_pretrained(folder)
     return folder
-
-
-class Clock:
-    """Stands still but for the seconds that are said to pass."""
-
-    def __init__(self):
-        self.now, self.slowness = 0, 1
-
-    def perf_counter(self):
-        return self.now
-
-    def wait(self, seconds):
-        self.now += self.slowness * seconds
-
-    def let_take(self, module, seconds):
-        """Each run of `module` takes `seconds` of its input."""
-        module.register_forward_pre_hook(lambda _, arguments: self.wait(seconds(arguments[0])))
 
 
 def test_times_are_those_of_the_parts(monkeypatch):
