@@ -54,7 +54,8 @@ def test_trainer_trains_evaluates_and_saves(data, tmp_path):
     batch, metric = collate([trainer.eval_dataset[index] for index in range(3)]), MeanIoU(data.num_classes)
     with torch.no_grad():
         logits = trainer.model.eval()(batch["pixel_values"]).logits
-    metric.update(torch.nn.functional.interpolate(logits, size=(64, 64), mode="bilinear").argmax(1), batch["labels"])
+    predictions = torch.nn.functional.interpolate(logits, size=(64, 64), mode="bilinear").argmax(1)
+    metric.add_batch(predictions=predictions, references=batch["labels"])
     assert history["eval_mean_iou"] == metric.compute()["mean_iou"]
     trainer.save_model(str(tmp_path / "saved"))
     saved = CtsForSemanticSegmentation.from_pretrained(tmp_path / "saved")
