@@ -29,8 +29,9 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
+from cts_hf import CtsImageProcessor
 from cts_hf.checkpoint_conversion import BENCHMARK_CLASSES, convert_checkpoint, load_policy, save_original
+from cts_hf.loading import load_processor, load_segmenter
 from cts_hf.model_card import model_card
 
 
@@ -64,8 +65,7 @@ class ConversionArguments:
 def main() -> None:
     (args,) = HfArgumentParser(ConversionArguments).parse_args_into_dataclasses()
     if args.kind == "original":
-        model = CtsForSemanticSegmentation.from_pretrained(args.source)
-        save_original(model, CtsImageProcessor.from_pretrained(args.source), args.output_dir)
+        save_original(load_segmenter(args.source), load_processor(args.source), args.output_dir)
         print(f"Wrote checkpoint.pth and variant.yml to {args.output_dir}.")
         return
 

@@ -32,11 +32,11 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
-from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
 from cts_hf.budget_sweep import budget_sweep, format_table, plot_sweep, to_json
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.evaluation import POLICIES
 from cts_hf.inference import InferenceOptions
+from cts_hf.loading import load_processor, load_segmenter
 
 
 @dataclass
@@ -64,8 +64,8 @@ def main():
     parser = HfArgumentParser((EvaluationArguments, DatasetArguments, InferenceOptions))
     arguments, dataset_arguments, options = parser.parse_args_into_dataclasses()
     accelerator = Accelerator()
-    model = CtsForSemanticSegmentation.from_pretrained(arguments.model).to(accelerator.device)
-    processor = CtsImageProcessor.from_pretrained(arguments.model)
+    model = load_segmenter(arguments.model).to(accelerator.device)
+    processor = load_processor(arguments.model)
     with accelerator.main_process_first():
         data = dataset_arguments.load()
     if data.num_classes != model.config.num_labels:

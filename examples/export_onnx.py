@@ -31,7 +31,8 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser
 
-from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
+from cts_hf import CtsForSemanticSegmentation
+from cts_hf.loading import load_processor, load_segmenter
 from cts_hf.onnx_export import OnnxSegmenter, export_onnx
 from cts_hf.timing import median_times
 
@@ -61,11 +62,11 @@ def main() -> None:
         raise SystemExit(
             f"output_dir is the folder of the model, {args.model}, and would change it: give another one."
         )
-    model = CtsForSemanticSegmentation.from_pretrained(args.model, dtype=torch.float32)
+    model = load_segmenter(args.model, dtype=torch.float32)
     if args.token_reduction is not None:
         model.config.token_reduction = args.token_reduction
     image_size = tuple(args.image_size or model.config.image_height_and_width)
-    processor = CtsImageProcessor.from_pretrained(args.model)
+    processor = load_processor(args.model)
     processor.do_resize, processor.size = True, {"height": image_size[0], "width": image_size[1]}
 
     file = Path(args.output_dir) / "model.onnx"

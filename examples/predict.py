@@ -30,8 +30,8 @@ from dataclasses import dataclass, field
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
-from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
 from cts_hf.inference import InferenceOptions
+from cts_hf.loading import load_processor, load_segmenter
 from cts_hf.prediction import OUTPUTS, find_images, predict_files
 
 
@@ -58,8 +58,8 @@ def main() -> int:
     outputs = arguments.outputs or [output for output in OUTPUTS if output != "grids" or options.is_single_pass]
     accelerator = Accelerator()
     problems = predict_files(
-        CtsForSemanticSegmentation.from_pretrained(arguments.model).to(accelerator.device),
-        CtsImageProcessor.from_pretrained(arguments.model),
+        load_segmenter(arguments.model).to(accelerator.device),
+        load_processor(arguments.model),
         find_images(arguments.images),
         arguments.output_dir,
         outputs=outputs,

@@ -36,6 +36,7 @@ from .benchmark_report import format_report, plot_report
 from .budget_sweep import multiply_adds
 from .configuration_cts import CtsConfig
 from .image_processing_pil_cts import upsampled_argmax
+from .loading import load_config, load_segmenter
 from .modeling_cts import CtsForSemanticSegmentation
 from .timing import Stopwatch, marked_parts, peak_memory
 
@@ -250,15 +251,20 @@ def build_model(arguments: BenchmarkArguments) -> CtsForSemanticSegmentation:
     torch.manual_seed(0)
     if arguments.preset is not None:
         model = CtsForSemanticSegmentation(PRESETS[arguments.preset].config())
-    elif Path(arguments.model).is_dir() and not any(Path(arguments.model).glob("*.safetensors")):
-        model = CtsForSemanticSegmentation(CtsConfig.from_pretrained(arguments.model))
+    elif Path(arguments.model).is_dir() and not _has_weights(Path(arguments.model)):
+        model = CtsForSemanticSegmentation(load_config(arguments.model))
     else:
-        model = CtsForSemanticSegmentation.from_pretrained(arguments.model)
+        model = load_segmenter(arguments.model)
     model.set_attn_implementation(arguments.attn_implementation)
     model = model.to(arguments.device, getattr(torch, arguments.dtype)).eval()
     if model.cts.policy is not None:
         model.cts.policy.fuse_batch_norm()
     return model
+
+
+def _has_weights(folder: Path) -> bool:
+    # Of whatever kind: unreadable ones are refused, not replaced by random ones.
+    return any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir())
 
 
 def describe_setup(arguments: BenchmarkArguments) -> dict[str, Any]:

@@ -31,11 +31,11 @@ from .data.cityscapes import CITYSCAPES_CLASSES
 from .data.pascal_context import PASCAL_CONTEXT_CLASSES
 from .image_processing_cts import CtsImageProcessor
 from .image_processing_pil_cts import CtsImageProcessingMixin
+from .loading import check_finite, load_policy_folder
 from .modeling_cts import CtsForSemanticSegmentation
 from .modeling_cts_policy import CtsPolicyModel
 from .token_sharing import num_shared_superpatches
 from .weight_files import read_checkpoint, read_variant, read_weights, unwrap
-from .weight_names import list_problems
 
 
 BENCHMARK_CLASSES = {
@@ -86,7 +86,8 @@ def convert_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If it is of another kind, its weights do not fit, or names and classes differ in number.
+        ValueError: If it is of another kind, its weights do not fit or are not finite, or names and classes differ in
+            number.
     """
     checkpoint = read_checkpoint(source)
     state_dict = _strip_module(unwrap(checkpoint))
@@ -104,6 +105,7 @@ def convert_checkpoint(
         raise ValueError(f"{source} is a {kind}, not a segmentation model: convert it with `load_policy`.")
     if policy is not None:
         model.set_policy(load_policy(policy, superpatch_size=2 * model.config.patch_size))
+    check_finite(model, source)
     return model.eval(), _build_processor(model, variant)
 
 
@@ -118,7 +120,7 @@ def load_policy(source: str | Path, **options: Any) -> CtsPolicyModel:
 
     Raises:
         FileNotFoundError: If there is no such policy.
-        ValueError: If these are the weights of something else, or a folder's weights are incomplete.
+        ValueError: If these are the weights of something else, incomplete or not finite.
     """
     if (Path(source) / "config.json").is_file():
         return load_policy_folder(source)
@@ -126,47 +128,9 @@ def load_policy(source: str | Path, **options: Any) -> CtsPolicyModel:
     kind = _recognize(state_dict, source)
     if kind not in ("policy", "policy trunk"):
         raise ValueError(f"{source} holds a {kind} model, not a policy: convert it with `convert_checkpoint`.")
-    return convert_policy(state_dict, **options)
-
-
-def load_policy_folder(source: str | Path) -> CtsPolicyModel:
-    """
-    Opens a policy that [`~CtsPolicyModel.save_pretrained`] wrote. Weights that are not there would be random ones.
-
-    Args:
-        source (`str` or `Path`): Folder, or id of a repository on the Hub.
-
-    Raises:
-        ValueError: If weights are missing, left over or misshaped, as in the folder of a whole segmentation model.
-    """
-    policy, info = CtsPolicyModel.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True)
-    if any(name.startswith("cts.") for name in info["unexpected_keys"]):
-        raise ValueError(
-            f"{source} holds a whole segmentation model, not a policy. Give the folder of its policy "
-            "(examples/train.py leaves the one it trains in OUTPUT_DIR/policy), or save the model's own with "
-            f"`CtsForSemanticSegmentation.from_pretrained({str(source)!r}).cts.policy.save_pretrained(FOLDER)`."
-        )
-    problems = loading_problems(info)
-    if problems:
-        raise ValueError(
-            f"The weights in {source} do not fit the policy that its config.json describes. {problems}. Save the "
-            "policy again, weights and config.json together, or train it again with examples/train_policy.py."
-        )
-    return policy
-
-
-def loading_problems(info: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> str:
-    """
-    What `from_pretrained(..., output_loading_info=True)` found wrong, in words; empty if nothing.
-
-    Args:
-        info: the loading info.
-        ignore: beginnings of the names of weights that may be misshaped.
-    """
-    # Misshaped weights come with both of their shapes.
-    misshaped = (str(name if isinstance(name, str) else name[0]) for name in info["mismatched_keys"])
-    misshaped = sorted(name for name in misshaped if not name.startswith(ignore))
-    return list_problems(sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), misshaped)
+    converted = convert_policy(state_dict, **options)
+    check_finite(converted, source)
+    return converted
 
 
 def save_original(model: CtsForSemanticSegmentation, processor: CtsImageProcessingMixin, folder: str | Path) -> None:
