@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -31,6 +31,7 @@ from cts_hf.data.folder import IMAGE_SUFFIXES
 from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin, upsampled_argmax
 from cts_hf.inference import InferenceOptions, View, resized_images, same_size_groups, segment, with_flips
 from cts_hf.modeling_cts import CtsForSemanticSegmentation
+from cts_hf.pictures import PictureError, find_pictures, printable, read_picture
 from cts_hf.visualization import default_palette, draw_sharing_grid, overlay
 
 
@@ -63,23 +64,21 @@ def find_images(folder: str | Path) -> dict[str, Path]:
     The image files in a folder and the folders below it, sorted by name: the path in the folder without suffix.
 
     Raises:
-        ValueError: no images, or two of the same name, whose results would have one name too.
+        ValueError: no folder, no images, two of the same name, whose results would have one name too, or folders that
+            are found twice or cannot be listed.
     """
-    folder = Path(folder)
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
-    images: dict[str, Path] = {}
-    twins = []
-    for path in paths:
-        if path.name.startswith("."):
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in images:
-            twins.append(f"{path} and {images[name]}")
-        images[name] = path
-    if twins:
-        raise ValueError(f"These have one name, and so would their results: {'; '.join(twins)}. Rename one of each.")
+    if not Path(folder).is_dir():
+        raise ValueError(f"There is no folder {printable(folder)}: give one that holds images.")
+    images, problems = find_pictures(folder, IMAGE_SUFFIXES)
+    if problems:
+        raise ValueError(
+            f"Every image in {printable(folder)} must have a name of its own, for its results: {'; '.join(problems)}. "
+            "Rename or remove these."
+        )
     if not images:
-        raise ValueError(f"There are no images in {folder}: it must hold {', '.join(sorted(IMAGE_SUFFIXES))} files.")
+        raise ValueError(
+            f"There are no images in {printable(folder)}: it must hold {', '.join(sorted(IMAGE_SUFFIXES))} files."
+        )
     return images
 
 
@@ -149,10 +148,9 @@ class _Images(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> ReadImage:
         name, path = self.images[index]
         try:
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return ReadImage(name, problem=f"{path}: cannot be read as a picture ({error})")
+            image = read_picture(path)
+        except PictureError as error:
+            return ReadImage(name, problem=str(error))
         return ReadImage(name, image, resized_images(image, self.processor, self.options))
 
 

@@ -104,7 +104,7 @@ def test_every_problem_is_listed_at_once(folder):
         "no_image.png: no image file",
         "large.png is 12x8 pixels",
         "ids.png: label ids [3, 9]",
-        "twice.png: has the same name",
+        "twice.jpg have the same name",
         "colour.png: the label picture has mode RGB",
         "torn.jpg: cannot be read",
         "text.png: cannot be read",
@@ -130,7 +130,7 @@ def test_a_bad_list_of_classes_is_refused(folder, text):
 
 
 def test_ignore_index_must_fit_a_label_file(folder):
-    with pytest.raises(DataError, match="ignore_index is -1, it must be 0 to 255"):
+    with pytest.raises(DataError, match="`ignore_index` must be an id of label files, which are 8-bit, got -1"):
         load_folder(folder, ignore_index=-1)
 
 
