@@ -1,5 +1,6 @@
 import itertools
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,17 +65,30 @@ def test_resumed_runs_end_with_the_same_weights(scenes, uninterrupted, tmp_path,
     assert largest_difference(model.state_dict(), uninterrupted) == 0
 
 
+# What is called for the second checkpoint, of step 4, by a part of its arguments.
 @pytest.mark.parametrize(
-    ("function", "call"),
-    [((torch, "save"), 5), ((torch, "save"), 8), ((os, "replace"), 2)],
-    ids=["early", "late", "renaming"],
+    ("target", "name", "argument"),
+    [
+        (torch, "save", "step_00000004/optimizer.bin"),
+        (torch, "save", "step_00000004/random_states_0.pkl"),
+        (Path, "write_text", "step_00000004/progress.json"),
+        (os, "replace", "/step_00000004"),
+    ],
+    ids=["early", "late", "last file", "renaming"],
 )
 def test_killed_while_writing_a_checkpoint_resumes_from_the_one_before(
-    scenes, uninterrupted, tmp_path, monkeypatch, function, call
+    scenes, uninterrupted, tmp_path, monkeypatch, target, name, argument
 ):
     options = {"model_options": RANDOM, "max_steps": 6, "save_steps": 2}
+    original = getattr(target, name)
+
+    def killing(*args, **kwargs):
+        if any(str(arg).endswith(argument) for arg in args):
+            raise Killed
+        return original(*args, **kwargs)
+
     with monkeypatch.context() as patch:
-        kill_at(patch, *function, call)
+        patch.setattr(target, name, killing)
         with pytest.raises(Killed):
             train(scenes, tmp_path, **options)
     assert any(path.name.startswith(".unfinished") for path in (tmp_path / "checkpoints").iterdir())

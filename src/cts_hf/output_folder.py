@@ -19,7 +19,7 @@ this package did not write is ever replaced or deleted: each folder holds a reco
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -92,7 +92,7 @@ class OutputFolder:
 
     def record(self, names: Iterable[str]) -> None:
         """Takes files, POSIX paths in this folder, for this package's own. To be called before they are written."""
-        self._write_record(self.written | set(names))
+        self._write_record(self.written, set(names))
 
     def refuse_existing(self, patterns: Sequence[str], overwrite: bool = False) -> None:
         """
@@ -189,14 +189,17 @@ class OutputFolder:
             else:
                 path.unlink(missing_ok=True)
             self._remove_empty(path.parent)
-        self._write_record(own - set(names))
+        self._write_record(own, forgotten=set(names))
 
     def _remove_empty(self, folder: Path) -> None:
         while folder != self.path and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
             folder = folder.parent
 
-    def _write_record(self, names: set[str]) -> None:
+    def _write_record(self, own: set[str], new: Set[str] = frozenset(), forgotten: Set[str] = frozenset()) -> None:
+        names = (own | new) - forgotten
+        if names == own:
+            return
         text = json.dumps({"written": sorted(names)}, indent=1) + "\n"
         unfinished = self.path / f"{RECORD}{UNFINISHED}"
         unfinished.write_text(text, encoding="utf-8")

@@ -30,10 +30,10 @@ from .loading import check_model_folder
 from .model_card import model_card
 
 
+WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+CODE_FILES = ("configuration_cts.py", "image_processing*_cts.py", "modeling_cts*.py", "token_sharing.py")
 _PUBLISHED = (
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
+    *WEIGHT_FILES,
     "config.json",
     "preprocessor_config.json",
     "train.yaml",
@@ -41,10 +41,7 @@ _PUBLISHED = (
     "README.md",
     "LICENSE",
     "*.png",
-    "configuration_cts.py",
-    "image_processing*_cts.py",
-    "modeling_cts*.py",
-    "token_sharing.py",
+    *CODE_FILES,
 )
 _REQUIRED = ("config.json", "preprocessor_config.json", "README.md")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")

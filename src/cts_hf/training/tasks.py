@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
 from cts_hf.data import IGNORE_INDEX
-from cts_hf.evaluation import Sharing, evaluate_sharings
+from cts_hf.evaluation import Sharing, evaluate_segmentation, evaluate_sharings
 from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin, resize_labels
 from cts_hf.inference import InferenceOptions
 from cts_hf.metrics import PolicyMetrics
@@ -46,17 +46,22 @@ class Task(Protocol):
         name: for progress bars and trackers.
         score: the metric, of those `evaluate` gives, that the best model has most of.
         model: the model.
+        arguments: options dataclasses of the run.
     """
 
     name: str
     score: str
     model: nn.Module
+    arguments: Sequence[Any]
 
     def count(self, batch: Batch) -> int:
         """Number of labels that the loss of a batch, still on the CPU, is a mean of."""
 
     def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
         """Runs `model`, which is the possibly wrapped one: outputs with `loss` and `logits`."""
+
+    def check(self, accelerator: Accelerator) -> None:
+        """Evaluates one image, so that what would fail after the training fails before it."""
 
     def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
         """Metrics on the validation images, the same in every process."""
@@ -96,6 +101,12 @@ class SegmentationTask:
 
     def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
         return model(**batch)
+
+    def check(self, accelerator: Accelerator) -> None:
+        self.model.to(accelerator.device)
+        evaluate_segmentation(
+            self.model, self.eval_dataset.take(1), self.processor, options=self.inference, accelerator=accelerator
+        )
 
     def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
         sharing = Sharing("learned", self.model.config.token_reduction)
@@ -150,6 +161,13 @@ class PolicyTask:
 
     def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
         return model(batch["pixel_values"], labels=self._targets(batch["labels"]))
+
+    def check(self, accelerator: Accelerator) -> None:
+        self.model.to(accelerator.device)
+        first = PolicyTask(self.model, self.processor, self.eval_dataset.take(1), self.arguments, self.token_reduction)
+        first.evaluate(accelerator)
+        if next(iter(self.eval_dataset), None) is None:
+            raise ValueError("The data set is empty: there is nothing to evaluate.")
 
     @torch.no_grad()
     def evaluate(self, accelerator: Accelerator, show_progress: bool = False) -> dict[str, float]:
