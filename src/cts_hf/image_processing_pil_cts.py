@@ -168,7 +168,8 @@ class CtsImageProcessingMixin:
         batch (or to `pad_size`), unless `do_pad=False`: then a list stays a list.
 
         Args:
-            images (`ImageInput`): an image or a list of them, as PIL images, arrays, tensors, paths or addresses.
+            images (`ImageInput`): an image or a list of them, as PIL images, arrays, tensors, paths or addresses (of
+                which transformers opens 16-bit grey ones as white pictures where it uses Pillow).
             segmentation_maps (`ImageInput`, *optional*): for each image a map of integer class ids of its size. Paths
                 are no use here, because they are opened as RGB.
             kwargs: any of the processor's options, for this call.

@@ -104,11 +104,12 @@ def _with_standard_columns(
                 f"{option} {column!r} of split {split} holds {rows.features[column]}, it must hold pictures."
             )
     rows = rows.select_columns([image_column, label_column])
+    for column in (image_column, label_column):
+        # The reader decodes. Before columns are renamed, which decodes the rows of a stream.
+        rows = rows.cast_column(column, Image(decode=False))
     rows = rows.rename_columns(
         {old: new for old, new in ((image_column, "image"), (label_column, "label")) if old != new}
     )
-    for column in ("image", "label"):
-        rows = rows.cast_column(column, Image(decode=False))  # the reader decodes
     if isinstance(rows, IterableDataset):
         return rows.map(_Naming(split), with_indices=True)
     return rows.add_column("name", [f"{split}_{index:08d}" for index in range(len(rows))])
