@@ -36,8 +36,9 @@ from transformers import HfArgumentParser
 from cts_hf.inference import InferenceOptions
 from cts_hf.loading import load_processor, load_segmenter
 from cts_hf.output_folder import OutputFolder
-from cts_hf.prediction import check_budget, find_images, predict_files
+from cts_hf.prediction import find_images, predict_files
 from cts_hf.prediction_results import OUTPUTS
+from cts_hf.token_sharing import num_shared_superpatches
 
 
 @dataclass
@@ -60,7 +61,8 @@ class PredictionArguments:
     num_workers: int = field(default=2, metadata={"help": "Processes that read images."})
 
     def __post_init__(self):
-        check_budget(self.token_reduction)
+        if self.token_reduction is not None:
+            num_shared_superpatches(self.token_reduction, num_patches=4)  # refuses what is no budget
         if self.num_workers < 0:
             raise ValueError(
                 f"`num_workers` must be at least 0 (0: no processes of their own), got {self.num_workers}."

@@ -108,12 +108,6 @@ def find_images(folder: str | Path) -> dict[str, Path]:
     return images
 
 
-def check_budget(token_reduction: float | None) -> None:
-    """Refuses a `token_reduction` that no model has, with a `ValueError`; `None` stands for the model's own."""
-    if token_reduction is not None:
-        num_shared_superpatches(token_reduction, 4)
-
-
 @torch.no_grad()
 def predict_files(
     model: CtsForSemanticSegmentation,
@@ -186,9 +180,9 @@ def predict_files(
 
 
 def _budget(model: CtsForSemanticSegmentation, token_reduction: float | None) -> float:
-    check_budget(token_reduction)
     if token_reduction is None:
         token_reduction = model.config.token_reduction
+    num_shared_superpatches(token_reduction, num_patches=4)  # refuses what is no budget
     if token_reduction > 0 and model.cts.policy is None:
         raise ValueError(
             f"`token_reduction` must be 0 for a model without policy, got {token_reduction}: give a model with "
@@ -330,4 +324,4 @@ def _check_outputs(outputs: Sequence[str], options: InferenceOptions) -> None:
         )
 
 
-__all__ = ["OUTPUTS", "PredictionReport", "check_budget", "find_images", "predict_files"]
+__all__ = ["OUTPUTS", "PredictionReport", "find_images", "predict_files"]
