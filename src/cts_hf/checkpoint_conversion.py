@@ -144,16 +144,22 @@ def save_original(model: CtsForSemanticSegmentation, processor: CtsImageProcessi
         folder (`str` or `Path`): Created if it is not there.
 
     Raises:
-        FileExistsError: If there is a checkpoint already.
-        ValueError: If the original has no such normalization, or options that it cannot express have other values
-            than its own: all of them are listed.
+        FileExistsError: If there is a checkpoint or a `variant.yml` already.
+        ValueError: If the original has no such normalization or resizing, or options that it cannot express have other
+            values than its own: all of them are listed.
     """
     folder = Path(folder)
-    if (folder / "checkpoint.pth").exists():
-        raise FileExistsError(f"{folder / 'checkpoint.pth'} is there already. Remove it or name another folder.")
+    for name in ("checkpoint.pth", "variant.yml"):
+        if (folder / name).exists():
+            raise FileExistsError(f"{folder / name} is there already. Remove it or name another folder.")
     config = model.config
     _refuse_inexpressible(config)
     normalization = _normalization_name(processor)
+    if not processor.size.shortest_edge:
+        raise ValueError(
+            f"The image processor must have a size of shortest_edge, as the original resizes images, got "
+            f"{dict(processor.size)}: give one with `size={{'shortest_edge': ...}}`."
+        )
     state_dict = to_original(model)
     for head in ("head", "head_dist") if config.use_distillation_token else ("head",):
         state_dict[f"encoder.{head}.weight"] = torch.zeros(_IMAGENET_CLASSES, config.hidden_size)
@@ -272,16 +278,19 @@ def _class_names(
     if dataset in BENCHMARK_CLASSES:
         return BENCHMARK_CLASSES[dataset]
     meta = checkpoint.get("meta")
-    if not isinstance(meta, dict):
-        return None
-    return meta.get("CLASSES") or (meta.get("dataset_meta") or {}).get("classes")
+    names = None
+    if isinstance(meta, dict):
+        dataset_meta = meta.get("dataset_meta")
+        names = meta.get("CLASSES") or (dataset_meta.get("classes") if isinstance(dataset_meta, dict) else None)
+    is_list_of_names = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return names if is_list_of_names else None
 
 
 def _build_processor(model: CtsForSemanticSegmentation, variant: Mapping[str, Any]) -> CtsImageProcessor:
     image_size = model.config.image_size
     shortest_edge = image_size if isinstance(image_size, int) else min(image_size)
     if variant:
-        shortest_edge = (variant.get("dataset_kwargs") or {}).get("image_size", shortest_edge)
+        shortest_edge = (variant.get("dataset_kwargs") or {}).get("image_size") or shortest_edge
     normalization = variant["net_kwargs"].get("normalization", "vit") if variant else "vit"
     if normalization not in _NORMALIZATIONS:
         raise ValueError(f"variant.yml has normalization {normalization!r}, there are {', '.join(_NORMALIZATIONS)}.")

@@ -30,6 +30,7 @@ from .image_processing_pil_cts import CtsImageProcessorPil
 from .modeling_cts import CtsForSemanticSegmentation, CtsModel
 from .modeling_cts_policy import CtsPolicyModel
 from .output_folder import list_names
+from .weight_files import first_line
 from .weight_names import list_problems
 
 
@@ -184,12 +185,12 @@ def _load_complete(kind: type[Model], source: str | Path, ignore: tuple[str, ...
         model, info = kind.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except OSError as error:
         raise FileNotFoundError(
-            f"{source} must hold the weights of a model beside its config.json: {_first_line(error)} Save the model "
+            f"{source} must hold the weights of a model beside its config.json: {first_line(error)} Save the model "
             "there again, weights and config.json together."
         ) from error
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(
-            f"The weights in {source} cannot be read ({_first_line(error)}): the file is damaged or incomplete. Copy "
+            f"The weights in {source} cannot be read ({first_line(error)}): the file is damaged or incomplete. Copy "
             "or download it again."
         ) from error
     if problems := loading_problems(info, ignore):
@@ -252,19 +253,15 @@ def _require_folder_or_id(source: str | Path) -> None:
 
 def _not_found(source: str | Path, name: str, error: Exception) -> Exception:
     if Path(source).is_dir():
-        return ValueError(f"{name} in {source} cannot be read ({_first_line(error)}). Save it again.")
+        return ValueError(f"{name} in {source} cannot be read ({first_line(error)}). Save it again.")
     return FileNotFoundError(
         f"{source} must be the folder of a model, or the id of a repository ('owner/name') on the Hub with a {name}, "
-        f"got neither: {_first_line(error)}"
+        f"got neither: {first_line(error)}"
     )
 
 
 def _describe(model_type: str) -> str:
     return "policy" if model_type == CtsPolicyConfig.model_type else "segmentation model"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 __all__ = [
