@@ -12,7 +12,7 @@ from cts_hf.budget_sweep import budget_sweep, format_table, multiply_adds, num_t
 from cts_hf.data import build_scenes, load_folder
 from cts_hf.evaluation import POLICIES, Sharing, evaluate_segmentation, evaluate_sharings
 from cts_hf.inference import InferenceOptions, View, segment, with_flips
-from cts_hf.metrics import MeanIoU
+from cts_hf.mean_iou import MeanIoU
 
 from .models import tiny_config, tiny_model
 
@@ -56,12 +56,13 @@ def test_whole_images_as_the_image_processor_segments_them():
     for row in scenes():
         outputs = model(**processor()(row["image"], return_tensors="pt"), token_reduction=0.3)
         segmentation = processor().post_process_semantic_segmentation(outputs, [(80, 80)])[0]
-        expected.update(segmentation, label_tensor(row))
+        expected.add(prediction=segmentation, reference=label_tensor(row))
+    expected = expected.compute()
     for batch_size in (1, 3):
         options = InferenceOptions(batch_size=batch_size)
         result = evaluate_segmentation(model, scenes(), processor(), token_reduction=0.3, options=options)
         assert result["num_images"] == NUM_SCENES
-        for name, value in expected.compute().items():
+        for name, value in expected.items():
             assert result[name] == pytest.approx(value, nan_ok=True), name
 
 
@@ -72,7 +73,7 @@ def test_windows_scales_and_flips_as_segment_gives_them():
         images = [processor(edge)(row["image"], return_tensors="pt").pixel_values for edge in (64, 32)]
         views = with_flips([View(image) for image in images])
         probabilities = segment(model, views, (80, 80), **WINDOWS, token_reduction=0.3)
-        expected.update(probabilities.argmax(0), label_tensor(row))
+        expected.add(prediction=probabilities.argmax(0), reference=label_tensor(row))
     options = InferenceOptions(**WINDOWS, scales=[1.0, 0.5], flip=True)
     result = evaluate_segmentation(model, scenes(), processor(), token_reduction=0.3, options=options)
     assert result["mean_iou"] == pytest.approx(expected.compute()["mean_iou"])
@@ -132,6 +133,56 @@ def test_policy_metrics_are_of_what_is_shared():
     assert not any(name.startswith("policy_") for name in unshared)
 
 
+def half_plain_row():
+    """64 x 64 pixels: of superpatches of 16, the upper half has one class, every one of the lower half several."""
+    labels = np.zeros((64, 64), np.uint8)
+    labels[32:, ::2] = 1
+    return {"image": Image.new("RGB", (64, 64)), "label": Image.fromarray(labels)}
+
+
+HALF = 0.375  # of 64 patches, three each of 8 superpatches, disappear
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"window": 64, "flip": True}])
+def test_of_equal_scores_those_count_that_shared(dtype, options):
+    model = scene_model()
+    model.cts.policy.head.weight.data.zero_()
+    model = model.to(dtype)
+    result = evaluate_segmentation(
+        model, [half_plain_row()], processor(), token_reduction=HALF, options=InferenceOptions(**options)
+    )
+    # All scores are equal. The model shares the first superpatches, which have one class.
+    assert result["policy_precision_at_budget"] == 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("options", [{}, {"window": 64, "flip": True}])
+def test_metrics_are_those_of_the_models_own_outputs(policy, options):
+    model, forwards, policy_runs = scene_model(), [], []
+
+    def answer_something_else(module, args, outputs):
+        """Whatever the model did: it has shared what has several classes, by scores that say the opposite."""
+        shape = outputs.shared_superpatches.shape
+        is_plain = torch.ones(shape, dtype=torch.bool)
+        is_plain[:, shape[1] // 2 :] = False
+        outputs.shared_superpatches = ~is_plain
+        if outputs.policy_logits is not None:
+            outputs.policy_logits = torch.stack([-is_plain.float(), is_plain.float()], dim=1)
+        forwards.append(len(policy_runs))
+        return outputs
+
+    model.register_forward_hook(answer_something_else)
+    model.cts.policy.register_forward_hook(lambda *_: policy_runs.append(1))
+    settings = {"policy": policy, "token_reduction": HALF, "options": InferenceOptions(**options)}
+    result = evaluate_segmentation(model, [half_plain_row()], processor(), **settings)
+    assert result["policy_precision_at_budget"] == 0
+    assert (result["policy_accuracy"] == 1) == (policy != "random")
+    # The policy runs inside the model and nowhere else.
+    assert forwards == [index + 1 if policy == "learned" else 0 for index in range(len(forwards))]
+    assert len(policy_runs) == (len(forwards) if policy == "learned" else 0)
+
+
 def test_the_models_own_budget_is_the_default():
     model = scene_model(token_reduction=0.6)
     result = evaluate_segmentation(model, scenes(), processor())
@@ -151,7 +202,7 @@ def test_training_mode_comes_back():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"policy": "best"}, "policy is 'best', it must be one of learned, random, oracle"),
+        ({"policy": "best"}, "`policy` must be one of learned, random, oracle, got 'best'"),
         ({"token_reduction": 0.8}, "between 0"),
     ],
 )
@@ -169,8 +220,45 @@ def test_a_model_without_policy_needs_another_one():
 
 
 def test_nothing_to_evaluate_is_refused():
-    with pytest.raises(ValueError, match="The data set is empty"):
-        evaluate_segmentation(scene_model(), scenes().take(0), processor())
+    for rows in (scenes().take(0), scenes().to_iterable_dataset().take(0)):
+        with pytest.raises(ValueError, match="The data set is empty"):
+            evaluate_segmentation(scene_model(), rows, processor())
+
+
+class Unreadable:
+    """A data set of which no row may be read."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        raise AssertionError(f"row {index} was read")
+
+
+@pytest.mark.parametrize(
+    ("options", "token_reductions", "message"),
+    [
+        ({"window": 15}, [0.3], "`window` must be at least 16 pixels"),
+        ({"shortest_edge": 15}, [0.3], "must be resized to at least 16 pixels"),
+        ({}, [0.3, float("nan")], "`token_reduction` must be between 0 .* got nan"),
+        ({}, [float("inf")], "`token_reduction` must be between 0 .* got inf"),
+        ({}, [-0.1], "`token_reduction` must be between 0 .* got -0.1"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_data_are_read(options, token_reductions, message):
+    with pytest.raises(ValueError, match=message):
+        budget_sweep(
+            scene_model(), Unreadable(), processor(), ["learned"], token_reductions, InferenceOptions(**options)
+        )
+
+
+def test_a_budget_too_small_for_the_images_has_no_policy_to_measure():
+    model = scene_model()
+    model.cts.policy.register_forward_hook(lambda *_: pytest.fail("the policy ran"))
+    # 0.01 of 64 patches is less than half of the three that a superpatch saves.
+    result = evaluate_segmentation(model, scenes().take(1), processor(), token_reduction=0.01)
+    assert np.isnan(result["policy_accuracy"])
+    assert np.isnan(result["policy_precision_at_budget"])
 
 
 def write_odd_folder(root):
@@ -199,16 +287,19 @@ def write_odd_folder(root):
 
 
 @pytest.mark.parametrize("options", [{}, {**WINDOWS, "scales": [0.5, 1.0], "flip": True}])
-def test_images_of_any_size_and_mode(tmp_path, options):
+def test_images_of_any_size_and_mode(tmp_path, monkeypatch, options):
+    matrices, confusion_matrix = [], MeanIoU.confusion_matrix
+    monkeypatch.setattr(
+        MeanIoU, "confusion_matrix", lambda *args: matrices.append(confusion_matrix(*args)) or matrices[-1]
+    )
     data = load_folder(write_odd_folder(tmp_path))
     sharings = [Sharing(policy, 0.3) for policy in POLICIES]
     settings = {"options": InferenceOptions(**options)}
     results = evaluate_sharings(tiny_model(), data.validation, processor(), sharings, **settings)
-    num_pixels = sum(np.asarray(row["label"]).size for row in data.validation)
-    for result in results:
-        assert result["num_images"] == 5
-        assert 0 < result["mean_iou"] < 1
-    assert num_pixels == 240 * 80 + 20 * 33 + 70 * 64 + 64 * 90 + 96 * 64
+    assert [result["num_images"] for result in results] == [5, 5, 5]
+    # Every pixel is labelled, and counts once.
+    num_pixels = 240 * 80 + 20 * 33 + 70 * 64 + 64 * 90 + 96 * 64
+    assert [int(matrix.sum()) for matrix in matrices] == [num_pixels] * 3
 
 
 class LargestTensor(TorchDispatchMode):
@@ -235,7 +326,7 @@ def test_no_more_than_the_full_logits_of_one_image(options):
 
 @cache
 def sweep():
-    return budget_sweep(scene_model(), scenes(), processor(), POLICIES, [0, 0.3, 0.3, 0.75])
+    return budget_sweep(scene_model(), scenes(), processor(), [*POLICIES, "random"], [0, 0.3, 0.3, 0.75])
 
 
 def test_sweep_evaluates_every_policy_at_every_budget_once():

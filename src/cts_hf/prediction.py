@@ -28,12 +28,13 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from cts_hf.data.folder import IMAGE_SUFFIXES
-from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin, upsampled_argmax
-from cts_hf.inference import InferenceOptions, View, resized_images, same_size_groups, segment, with_flips
+from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin
+from cts_hf.inference import InferenceOptions, check_input_sizes, resized_images
 from cts_hf.modeling_cts import CtsForSemanticSegmentation
 from cts_hf.output_folder import OutputFolder
 from cts_hf.pictures import PictureError, find_pictures, printable, read_picture
 from cts_hf.prediction_results import OUTPUTS, Results, file_digest, read_stamp, settings_digest
+from cts_hf.segmentation import PreparedImage, of_process, segment_batches
 from cts_hf.token_sharing import num_shared_superpatches
 from cts_hf.visualization import default_palette, draw_sharing_grid, overlay
 
@@ -151,7 +152,8 @@ def predict_files(
     options = options or InferenceOptions()
     _check_outputs(outputs, options)
     token_reduction = _budget(model, token_reduction)
-    rank, num_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    check_input_sizes(options, processor, 2 * model.config.patch_size)
+    is_main_process = accelerator is None or accelerator.is_main_process
     output_dir = Path(output_dir)
 
     def plan() -> tuple[str, dict[str, list[str]]]:
@@ -159,10 +161,10 @@ def predict_files(
         settings = settings_digest(model, processor, token_reduction, options, precision)
         return settings, Results(output_dir, outputs, settings).pending(images, overwrite)
 
-    with OutputFolder(output_dir) if rank == 0 else nullcontext():
+    with OutputFolder(output_dir) if is_main_process else nullcontext():
         settings, pending = _on_main_process(plan, accelerator)
         writer = _Writer(Results(output_dir, outputs, settings), pending, model.config)
-        names = list(pending)[rank::num_processes]
+        names = of_process(list(pending), accelerator)
         reader = DataLoader(
             _Images({name: images[name] for name in names}, processor, options),
             options.batch_size,
@@ -171,11 +173,11 @@ def predict_files(
         )
         problems = []
         with accelerator.autocast() if accelerator else nullcontext():
-            for batch in tqdm(reader, "predicting", disable=rank > 0):
+            for batch in tqdm(reader, "predicting", disable=not is_main_process):
                 problems += [read.problem for read in batch if read.problem]
                 good = [read for read in batch if not read.problem]
                 problems += _segment_and_write(model, good, token_reduction, options, writer)
-        problems = sorted(gather_object(problems) if num_processes > 1 else problems)
+        problems = sorted(gather_object(problems) if accelerator and accelerator.num_processes > 1 else problems)
     return PredictionReport(len(pending) - len(problems), len(images) - len(pending), problems)
 
 
@@ -290,28 +292,10 @@ def _segmentations(
     options: InferenceOptions,
 ) -> Iterator[tuple[ReadImage, Tensor, Tensor | None]]:
     """Of each image its class ids (H, W) and, where there is a single grid, its shared superpatches (Hs, Ws)."""
-    if not options.is_single_pass:
-        for read in batch:
-            views = [View(pixel_values.to(model.device)) for pixel_values in read.inputs]
-            if options.flip:
-                views = with_flips(views)
-            size = (read.image.height, read.image.width)
-            probabilities = segment(
-                model,
-                views,
-                size,
-                options.window,
-                options.stride,
-                options.batch_size,
-                token_reduction=token_reduction,
-            )
-            yield read, probabilities.argmax(0), None
-        return
-    for alike in same_size_groups(batch, [read.inputs[0] for read in batch]):
-        pixel_values = torch.cat([read.inputs[0] for read in alike]).to(model.device)
-        outputs = model(pixel_values, token_reduction=token_reduction, return_dict=True)
-        for read, logits, shared in zip(alike, outputs.logits, outputs.shared_superpatches, strict=True):
-            yield read, upsampled_argmax(logits.float(), (read.image.height, read.image.width)), shared
+    images = [PreparedImage(read, read.inputs, (read.image.height, read.image.width)) for read in batch]
+    for segmentation in segment_batches(model, [images], options, token_reduction=token_reduction):
+        shared = segmentation.passes[0].shared_superpatches[0] if options.is_single_pass else None
+        yield segmentation.source, segmentation.class_ids, shared
 
 
 def _check_outputs(outputs: Sequence[str], options: InferenceOptions) -> None:
