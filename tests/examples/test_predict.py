@@ -228,6 +228,14 @@ def test_one_image_that_cannot_be_segmented_takes_no_other_with_it(monkeypatch, 
     assert written(out) == {f"{output}/{name}{suffix}" for output, suffix in SUFFIXES.items() for name in names}
 
 
+def test_images_that_would_cost_gigabytes_are_reported(monkeypatch, capsys, options):
+    Image.new("RGB", (5000, 1)).save(options["images"] / "long.png")
+    assert run_main(monkeypatch, "predict.py", **options) == 1
+    output = capsys.readouterr()
+    assert "5 images were segmented" in output.out
+    assert f"Could not be segmented (1):\n  {options['images'] / 'long.png'}: cannot be segmented (" in output.err
+
+
 def test_images_smaller_than_a_superpatch_are_reported(monkeypatch, capsys, options, tmp_path):
     tiny_model(num_labels=10).save_pretrained(tmp_path / "as_is")
     CtsImageProcessor(do_resize=False).save_pretrained(tmp_path / "as_is")
