@@ -95,13 +95,12 @@ def find_images(folder: str | Path) -> dict[str, Path]:
     """
     if not Path(folder).is_dir():
         raise ValueError(f"There is no folder {printable(folder)}: give one that holds images.")
-    images, problems = find_pictures(folder, IMAGE_SUFFIXES)
+    images, problems = find_pictures(folder, IMAGE_SUFFIXES, leave_out=lambda path: read_stamp(path) is not None)
     if problems:
         raise ValueError(
             f"Every image in {printable(folder)} must have a name of its own, for its results: {'; '.join(problems)}. "
             "Rename or remove these."
         )
-    images = {name: path for name, path in images.items() if read_stamp(path) is None}
     if not images:
         raise ValueError(
             f"There are no images in {printable(folder)}: it must hold {', '.join(sorted(IMAGE_SUFFIXES))} files."

@@ -159,6 +159,19 @@ def test_files_of_others_are_never_replaced(monkeypatch, options, overwrite):
         run_main(monkeypatch, "predict.py", **options, **overwrite, outputs="grids")
 
 
+def test_results_beside_images_of_their_name_are_no_images(monkeypatch, options):
+    """Pictures of the user's own in a folder called overlays, one of which is named like a result but for its type."""
+    images = options["output_dir"] = options["images"]
+    (images / "overlays").mkdir()
+    Image.new("RGB", (64, 64), "teal").save(images / "overlays" / "a.png")
+    run_main(monkeypatch, "predict.py", **options)
+    after = contents(images)
+    assert {"overlays/a.png", "overlays/a.jpg", "overlays/overlays/a.jpg"} <= set(after)
+    for _ in range(2):
+        run_main(monkeypatch, "predict.py", **options)
+        assert contents(images) == after
+
+
 @pytest.mark.parametrize("place", [".", "out", "below/out"])
 def test_results_among_the_images_are_no_images(monkeypatch, options, place):
     images = options["images"]
