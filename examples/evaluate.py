@@ -32,12 +32,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
-from datasets import Dataset, IterableDataset
 from transformers import HfArgumentParser
 
 from cts_hf import num_shared_superpatches
 from cts_hf.budget_sweep import budget_sweep, format_table, plot_sweep, to_json
-from cts_hf.data import SegmentationData
+from cts_hf.data import DataError
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.evaluation import POLICIES
 from cts_hf.inference import InferenceOptions
@@ -105,7 +104,10 @@ def evaluate(
     """The results of the sweep and the names of the classes."""
     with accelerator.main_process_first():
         data = dataset_arguments.load()
-    rows = choose_rows(data, arguments.split, arguments.max_samples)
+    try:
+        rows = data.evaluation_rows(arguments.split, arguments.max_samples)
+    except DataError as error:
+        raise SystemExit(str(error)) from error
     model = load_segmenter(arguments.model).to(accelerator.device)
     processor = load_processor(arguments.model)
     if data.num_classes != model.config.num_labels:
@@ -126,18 +128,6 @@ def evaluate(
         show_progress=True,
     )
     return results, data.classes
-
-
-def choose_rows(data: SegmentationData, split: str | None, max_samples: int | None) -> Dataset | IterableDataset:
-    """The split, or the validation images if it is `None`, cut to the first `max_samples` rows."""
-    if split is not None and split not in data.splits:
-        raise SystemExit(f"There is no split {split!r}, the data set has {', '.join(data.splits)}.")
-    rows = data.validation if split is None else data.splits[split]
-    if isinstance(rows, IterableDataset):
-        return rows if max_samples is None else rows.take(max_samples)
-    if not len(rows):
-        raise SystemExit(f"The split {split or 'for validation'} is empty: there is nothing to evaluate.")
-    return rows if max_samples is None else rows.take(min(max_samples, len(rows)))
 
 
 def print_results(results: list[dict], classes: tuple[str, ...]) -> None:

@@ -83,14 +83,15 @@ def test_agrees_with_windows_one_by_one(size):
     assert expected.shape[1:] == windowed_size(*size, 48)
     for batch_size in (1, 3, 100):
         logits = sliding_window_logits(model, image, window=48, stride=32, batch_size=batch_size)
-        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("stride", [1, 7, 16])
 def test_merging_puts_every_pixel_in_its_place(stride):
     image = random_images(1, 29, 40)
     logits = sliding_window_logits(identity_model, image, window=16, stride=stride)
-    torch.testing.assert_close(logits, image[0])
+    # Up to 16 x 16 windows are added up, each sum rounded to 2**-24 of it: 7e-5 for pixels up to 4.5.
+    torch.testing.assert_close(logits, image[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(48, 48), (48, 49), (100, 144)])
@@ -142,7 +143,7 @@ def test_scores_are_asked_for_each_window_where_it_lies():
         part = model(window, superpatch_scores=of_window, token_reduction=0.6).logits
         expected[:, :, box.left : box.right] += interpolate(part, (64, 64), mode="bilinear")[0]
     expected[:, :, 32:64] /= 2
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(
         segment(model, [View(image, superpatch_scores=scores)], (64, 96), **options), expected.softmax(0)
     )

@@ -53,8 +53,8 @@ def test_what_others_wrote_is_never_deleted(tmp_path):
         for name in ("mine.txt", "folder/"):
             with pytest.raises(ValueError, match="is not deleted, as no run is recorded to have written it"):
                 folder.delete([name])
-        with pytest.raises(ValueError, match=r"folder is in the way, and no run wrote it"):
-            folder.scratch("folder")
+        assert folder.scratch("folder") == tmp_path / "folder_2"
+        assert folder.scratch("folder") == tmp_path / "folder_2"
     assert files_in(tmp_path) == {"mine.txt", "folder/mine.txt"}
 
 

@@ -74,7 +74,8 @@ class HubHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("NO_PROXY", "no_proxy"):  # where both are set, the latter counts
+        monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     hub = Hub()
     thread = threading.Thread(target=hub.serve_forever, daemon=True)
@@ -208,7 +209,8 @@ def test_names_stay_in_their_place_in_the_card(tmp_path, build, name):
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("street-2.1 (mine)", "street-2.1 (mine)"),
+        ("street-2.1_tiny (mine)", "street-2.1_tiny (mine)"),
+        ("__init__ of a__b", r"\_\_init\_\_ of a\_\_b"),
         ("a\nb  c\t\x00d", "a b c d"),
         ("<b>&amp;", "&lt;b&gt;&amp;amp;"),
         ("`c` | *b* _i_ ~s~ $m$", r"\`c\` \| \*b\* \_i\_ \~s\~ \$m\$"),

@@ -317,4 +317,12 @@ def _unwrapped(model: CtsForSemanticSegmentation, accelerator: "Accelerator | No
     return model if accelerator is None else accelerator.unwrap_model(model)
 
 
-__all__ = ["POLICIES", "Row", "Sharing", "evaluate_segmentation", "evaluate_sharings", "prepared_batches"]
+__all__ = [
+    "POLICIES",
+    "Row",
+    "Sharing",
+    "evaluate_segmentation",
+    "evaluate_sharings",
+    "prepared_batches",
+    "total_images",
+]

@@ -57,8 +57,8 @@ for region in segment("image.jpg"):
 _POLICY_EXAMPLE = """from cts_hf import CtsPolicyModel
 
 policy = CtsPolicyModel.from_pretrained({name})  # or `--policy` of examples/train.py"""
-# What has a meaning in a line of Markdown, a cell of a table included, and is no HTML.
-_MARKDOWN = re.compile(r"([\\`*_\[\]#|~$])")
+# What has a meaning in a line of Markdown, a cell of a table included, and is no HTML. Underscores in words have none.
+_MARKDOWN = re.compile(r"([\\`*\[\]#|~$]|(?<![^\W_])_|_(?![^\W_]))")
 
 
 def model_card(

@@ -21,6 +21,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
@@ -80,7 +81,7 @@ class OutputFolder:
             names = json.loads(file.read_text(encoding="utf-8"))["written"]
             # The record decides what is deleted: nothing outside of the folder may be in it.
             valid = all(not PurePosixPath(n).is_absolute() and ".." not in PurePosixPath(n).parts and n for n in names)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return set()
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise ValueError(
@@ -154,16 +155,15 @@ class OutputFolder:
     def scratch(self, name: str) -> Path:
         """
         A new, empty folder that is this package's as a whole, recorded as such. One that a killed run has left is
-        emptied.
-
-        Raises:
-            ValueError: If there is something of this name that no run wrote.
+        emptied; where somebody else has something of this name, another one is taken.
         """
-        path = self.path / name
-        if (path.exists() or path.is_symlink()) and f"{name}/" not in self.written:
-            raise ValueError(f"{path} is in the way, and no run wrote it: move it away.")
-        self.delete([f"{name}/"])
-        self.record([f"{name}/"])
+        own = self.written
+        for candidate in chain([name], (f"{name}_{number}" for number in count(2))):
+            path = self.path / candidate
+            if f"{candidate}/" in own or not os.path.lexists(path):
+                break
+        self.delete([f"{candidate}/"])
+        self.record([f"{candidate}/"])
         path.mkdir(parents=True)
         return path
 

@@ -90,6 +90,8 @@ class ForwardPass(NamedTuple):
 @dataclass
 class Segmentation:
     """
+    The class of each pixel of an image, and what the model did to find it.
+
     Attributes:
         source: that of the image.
         class_ids: int64 (H, W), at the size that was asked for.

@@ -1,7 +1,6 @@
 import json
 
 import pytest
-import torch
 from PIL import Image
 
 from cts_hf import CtsImageProcessor
@@ -61,7 +60,8 @@ def test_sweep_in_windows(monkeypatch, options):
     ]
     assert results[0]["num_images"] == 2
     assert results[0]["input_size"] == [48, 48]
-    assert Image.open(options["output_dir"] / "evaluation.png").width > 1000
+    with Image.open(options["output_dir"] / "evaluation.png") as picture:
+        picture.load()
 
 
 def test_enlarged_images_have_more_tokens(monkeypatch, options):
@@ -171,15 +171,6 @@ def test_nothing_of_the_machine_is_saved(monkeypatch, options):
     assert written.keys() == {"settings", "classes", "results"}
     typed = {str(value) for value in options.values()}
     assert {value for value in written["settings"].values() if "/" in str(value)} <= typed
-
-
-@pytest.fixture
-def one_thread():
-    """As `accelerate launch` gives each process: other numbers of threads may round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # Five images are three batches of two; one image leaves a process without any.

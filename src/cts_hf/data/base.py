@@ -92,6 +92,30 @@ class SegmentationData:
         """The split called `val` or `validation`."""
         return self._first_split("val", "validation")
 
+    def split(self, name: str) -> Dataset | IterableDataset:
+        """The split of this name; raises `DataError` if there is none."""
+        if name not in self.splits:
+            raise DataError(f"There is no split {name!r}, the data set has {', '.join(self.splits)}.")
+        return self.splits[name]
+
+    def evaluation_rows(self, split: str | None = None, max_rows: int | None = None) -> Dataset | IterableDataset:
+        """
+        The rows to evaluate on.
+
+        Args:
+            split: name of a split; that for validation if it is `None`.
+            max_rows: only so many of its first rows, if it has more.
+
+        Raises:
+            DataError: no such split, or one without rows.
+        """
+        rows = self.validation if split is None else self.split(split)
+        if isinstance(rows, IterableDataset):
+            return rows if max_rows is None else rows.take(max_rows)
+        if not len(rows):
+            raise DataError(f"The split {split or 'for validation'} is empty: there is nothing to evaluate.")
+        return rows if max_rows is None else rows.take(min(max_rows, len(rows)))
+
     def _first_split(self, *names: str) -> Dataset | IterableDataset:
         for name in names:
             if name in self.splits:

@@ -22,7 +22,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from huggingface_hub.utils import validate_repo_id
 
-from cts_hf.data import DataError, SegmentationData, StreamingSamples, TrainingSamples, TrainTransform
+from cts_hf.data import SegmentationData, StreamingSamples, TrainingSamples, TrainTransform
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.data.transforms import Transform
 from cts_hf.inference import InferenceOptions
@@ -136,7 +136,7 @@ class DataArguments(DatasetArguments):
         self, data: SegmentationData, seed: int, transform: Transform | None = None
     ) -> TrainingSamples | StreamingSamples:
         """The training split through `transform`, by default that of these options."""
-        rows = self._split(data, self.train_split)
+        rows = data.split(self.train_split)
         transform = transform or self.transform()
         if isinstance(rows, IterableDataset):
             return StreamingSamples(rows.shuffle(seed, buffer_size=STREAM_SHUFFLE_BUFFER), transform, seed)
@@ -144,18 +144,11 @@ class DataArguments(DatasetArguments):
 
     def evaluation_rows(self, data: SegmentationData) -> Dataset | IterableDataset:
         """The split to evaluate on, cut to `max_eval_samples`."""
-        rows = data.validation if self.eval_split is None else self._split(data, self.eval_split)
-        return rows if self.max_eval_samples is None else rows.take(self.max_eval_samples)
+        return data.evaluation_rows(self.eval_split, self.max_eval_samples)
 
     def inference(self) -> InferenceOptions:
         """How images are segmented in evaluation."""
         return InferenceOptions(window=self.eval_window, stride=self.eval_stride)
-
-    @staticmethod
-    def _split(data: SegmentationData, name: str) -> Dataset | IterableDataset:
-        if name not in data.splits:
-            raise DataError(f"There is no split {name!r}, the data set has {', '.join(data.splits)}.")
-        return data.splits[name]
 
 
 @dataclass

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from accelerate.utils.other import load as load_weights_only
 
 from cts_hf.output_folder import UNFINISHED, OutputFolder
@@ -31,6 +32,8 @@ from cts_hf.output_folder import UNFINISHED, OutputFolder
 CHECKPOINTS = "checkpoints"
 # The file that is written last and deleted first: a folder that has it is whole.
 PROGRESS = "progress.json"
+# What a checkpoint is made of, by accelerate's names.
+CHECKPOINT_FILES = ("model.safetensors", "optimizer.bin", "scaler.pt", "random_states_*.pkl", PROGRESS)
 _NAME = re.compile(r"step_(\d+)")
 # What earlier versions wrote; such files can run code when they are opened.
 _PICKLES = "custom_checkpoint_*.pkl"
@@ -91,7 +94,7 @@ class CheckpointFolder:
 
     def save(self, accelerator: Accelerator, step: int, progress: dict[str, Any]) -> None:
         """
-        Writes a checkpoint under another name, renames it when it is whole, then deletes the oldest.
+        Writes a checkpoint under another name, moves it to its place when it is whole, then deletes the oldest.
 
         Args:
             accelerator: its models, optimizers and random states are saved; every process has to call this.
@@ -102,23 +105,21 @@ class CheckpointFolder:
             ValueError: the checkpoint cannot be written. What was half written is gone, and so is no earlier one.
         """
         name = f"step_{step:08d}"
-        unfinished = self.folder / f"{UNFINISHED}_{name}"
+        unfinished = None
         try:
             if accelerator.is_main_process:
-                self.output.scratch(self._relative(unfinished))
-            accelerator.wait_for_everyone()
+                unfinished = self.output.scratch(f"{CHECKPOINTS}/{UNFINISHED}_{name}")
+            unfinished = broadcast_object_list([unfinished])[0]
             accelerator.save_state(str(unfinished))
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 (unfinished / PROGRESS).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
                 self._delete(self.folder / name)  # a run that was resumed from an earlier checkpoint comes by again
-                self.output.record(f"{CHECKPOINTS}/{name}/{path.name}" for path in unfinished.iterdir())
-                os.replace(unfinished, self.folder / name)
-                self.output.delete([f"{self._relative(unfinished)}/"])  # there it is no more
+                self._move(unfinished, self.folder / name)
                 for old in self.list()[: -self.total_limit]:
                     self._delete(old)
         except Exception as error:  # a full disk is another error in each library that writes here
-            if accelerator.is_main_process and unfinished.exists():
+            if accelerator.is_main_process and unfinished is not None and unfinished.exists():
                 self.output.delete([f"{self._relative(unfinished)}/"])
             last = self.list()
             advice = f"go on with --resume_from_checkpoint {last[-1]}" if last else "start again"
@@ -172,6 +173,15 @@ class CheckpointFolder:
         except Exception as error:
             raise _damaged(checkpoint, error) from error
 
+    def _move(self, unfinished: Path, checkpoint: Path) -> None:
+        """Moves the files of a checkpoint to their place, the one that makes it whole last."""
+        names = sorted((path.name for path in unfinished.iterdir()), key=lambda name: name == PROGRESS)
+        self.output.record(f"{self._relative(checkpoint)}/{name}" for name in names)
+        checkpoint.mkdir(exist_ok=True)  # it exists if others have put files there
+        for name in names:
+            os.replace(unfinished / name, checkpoint / name)
+        self.output.delete([f"{self._relative(unfinished)}/"])
+
     def _delete(self, checkpoint: Path) -> None:
         """Deletes what was written of a checkpoint, the file that makes it whole first."""
         prefix = f"{self._relative(checkpoint)}/"
@@ -183,7 +193,5 @@ class CheckpointFolder:
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path} cannot be read as part of a checkpoint ({type(error).__name__}: {str(error).splitlines()[0]}). "
-        "Resume from another checkpoint."
-    )
+    reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
+    return ValueError(f"{path} cannot be read as part of a checkpoint ({reason}). Resume from another checkpoint.")

@@ -49,7 +49,10 @@ class FiniteLoss:
                 f"The loss must be finite, got {losses[process].item()} at step {steps[process].item()}. {_ADVICE}"
             )
         if names := not_finite(model):
-            raise ValueError(f"Weights must be finite, got NaN or infinity in {', '.join(names[:5])}. {_ADVICE}")
+            part = "the policy" if all(".policy." in name for name in names) else f"the {type(model).__name__}"
+            raise ValueError(
+                f"The weights of {part} must be finite, got NaN or infinity in {', '.join(names[:5])}. {_ADVICE}"
+            )
 
 
 _ADVICE = (

@@ -254,7 +254,7 @@ def _evaluate(
     if not math.isnan(score) and (progress.best_score is None or score > progress.best_score):
         progress.best_score = score
         if accelerator.is_main_process:
-            task.save(Path(args.output_dir) / BEST, metrics)
+            task.save(Path(args.output_dir), metrics, BEST)
     accelerator.wait_for_everyone()
 
 

@@ -22,14 +22,19 @@ from accelerate import Accelerator
 from cts_hf.output_folder import OutputFolder
 from cts_hf.publishing import CODE_FILES, WEIGHT_FILES
 from cts_hf.training.arguments import OptimizationArguments
-from cts_hf.training.checkpoints import CHECKPOINTS, CheckpointFolder
+from cts_hf.training.checkpoints import CHECKPOINT_FILES, CHECKPOINTS, CheckpointFolder
 from cts_hf.training.recipe import RECIPE_FILE
 
 
 BEST = "best"
 # What `save_model_folder` writes.
 _MODEL_FILES = (*WEIGHT_FILES, "config.json", "preprocessor_config.json", RECIPE_FILE, "README.md", *CODE_FILES)
-_PATTERNS = (*_MODEL_FILES, "prediction.png", *(f"{BEST}/{name}" for name in _MODEL_FILES), f"{CHECKPOINTS}/step_*/*")
+_PATTERNS = (
+    *_MODEL_FILES,
+    "prediction.png",
+    *(f"{BEST}/{name}" for name in _MODEL_FILES),
+    *(f"{CHECKPOINTS}/step_*/{name}" for name in CHECKPOINT_FILES),
+)
 
 
 def lock_output(output_dir: str | Path, accelerator: Accelerator) -> AbstractContextManager:
@@ -47,13 +52,13 @@ def refuse_earlier_run(args: OptimizationArguments) -> None:
     """
     checkpoints = CheckpointFolder(args.output_dir)
     folder = checkpoints.output
+    resumed = checkpoints.find(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+    if resumed is not None:
+        checkpoints.read_progress(resumed)  # refuses those of earlier versions, by name
     folder.refuse_existing(_PATTERNS, overwrite=True)
-    if args.overwrite_output_dir:
+    if args.overwrite_output_dir or checkpoints.contains(resumed):
         return
-    if args.resume_from_checkpoint:
-        if checkpoints.contains(checkpoints.find(args.resume_from_checkpoint)):
-            return
-    elif found := checkpoints.list():
+    if not args.resume_from_checkpoint and (found := checkpoints.list()):
         raise ValueError(
             f"{checkpoints.folder} holds checkpoints of an earlier run, up to {found[-1].name}. Go on with "
             "--resume_from_checkpoint latest, choose another --output_dir, or delete them with "

@@ -33,6 +33,7 @@ def save_model_folder(
     arguments: Sequence[Any],
     metrics: dict[str, float],
     title: str | None = None,
+    subfolder: str = "",
 ) -> None:
     """
     Writes a model so that `from_pretrained` and `pipeline` take the folder. A folder that is there already keeps its
@@ -45,15 +46,16 @@ def save_model_folder(
         arguments: options dataclasses of the run, for `train.yaml`.
         metrics: numbers for the model card, fractions of 1.
         title: of the model card; the folder's name by default.
+        subfolder: where in the folder the model goes; the folder's record of what runs wrote has it too.
 
     Raises:
         ValueError: files that no run wrote are in the way, or another run is writing there.
     """
-    with OutputFolder(folder) as output, output.writing() as unfinished:
+    with OutputFolder(folder) as output, output.writing(subfolder) as unfinished:
         model.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
         save_recipe(unfinished, arguments)
-        _write_card(unfinished, model, metrics, title, output.path.resolve().name)
+        _write_card(unfinished, model, metrics, title, (output.path / subfolder).resolve().name)
 
 
 def save_card(folder: str | Path, model: PreTrainedModel, metrics: dict[str, float], title: str | None = None) -> None:

@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput
 from cts_hf.data import IGNORE_INDEX
 from cts_hf.evaluation import Sharing, evaluate_segmentation, evaluate_sharings, prepared_batches, total_images
 from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin, resize_labels
-from cts_hf.inference import InferenceOptions
+from cts_hf.inference import InferenceOptions, check_input_sizes
 from cts_hf.metrics import PolicyMetrics, policy_scores
 from cts_hf.modeling_cts import CtsForSemanticSegmentation
 from cts_hf.modeling_cts_policy import CtsPolicyModel
@@ -64,8 +64,8 @@ class Task(Protocol):
     def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
         """Metrics on the validation images, the same in every process."""
 
-    def save(self, folder: Path, metrics: dict[str, float]) -> None:
-        """Writes the model and what belongs to it."""
+    def save(self, folder: Path, metrics: dict[str, float], subfolder: str = "") -> None:
+        """Writes the model and what belongs to it to a subfolder of the run's folder, or to the folder itself."""
 
 
 class SegmentationTask:
@@ -101,6 +101,7 @@ class SegmentationTask:
         return model(**batch)
 
     def check(self, accelerator: Accelerator) -> None:
+        check_input_sizes(self.inference or InferenceOptions(), self.processor, 2 * self.model.config.patch_size)
         self.model.to(accelerator.device)
         evaluate_segmentation(
             self.model, self.eval_dataset.take(1), self.processor, options=self.inference, accelerator=accelerator
@@ -124,8 +125,8 @@ class SegmentationTask:
             show_progress=show_progress,
         )
 
-    def save(self, folder: Path, metrics: dict[str, float]) -> None:
-        save_model_folder(folder, self.model, self.processor, self.arguments, metrics)
+    def save(self, folder: Path, metrics: dict[str, float], subfolder: str = "") -> None:
+        save_model_folder(folder, self.model, self.processor, self.arguments, metrics, subfolder=subfolder)
 
 
 class PolicyTask:
@@ -164,8 +165,6 @@ class PolicyTask:
         self.model.to(accelerator.device)
         first = PolicyTask(self.model, self.processor, self.eval_dataset.take(1), self.arguments, self.token_reduction)
         first.evaluate(accelerator)
-        if next(iter(self.eval_dataset), None) is None:
-            raise ValueError("The data set is empty: there is nothing to evaluate.")
 
     @torch.no_grad()
     def evaluate(self, accelerator: Accelerator, show_progress: bool = False) -> dict[str, float]:
@@ -201,8 +200,8 @@ class PolicyTask:
         total_images(num_images, device, accelerator)
         return metrics.compute(accelerator)
 
-    def save(self, folder: Path, metrics: dict[str, float]) -> None:
-        save_model_folder(folder, self.model, self.processor, self.arguments, metrics)
+    def save(self, folder: Path, metrics: dict[str, float], subfolder: str = "") -> None:
+        save_model_folder(folder, self.model, self.processor, self.arguments, metrics, subfolder=subfolder)
 
     def _targets(self, labels: torch.Tensor) -> torch.Tensor:
         size = self.model.config.superpatch_size
