@@ -146,8 +146,25 @@ def test_presets_have_the_published_numbers_of_tokens(name, num_tokens):
         ({"preset": "small-512", "model": "here"}, "either `preset`"),
         ({"preset": "huge"}, "tiny-512.*got 'huge'"),
         ({"preset": "small-512", "rounds": 0}, "rounds.*got 0"),
+        ({"preset": "small-512", "image_size": [64, -1]}, r"`image_size` must be .* got \[64, -1\]"),
+        ({"preset": "small-512", "batch_size": [0]}, r"`batch_size` must be .* got \[0\]"),
+        ({"preset": "small-512", "token_reduction": [float("nan")]}, "`token_reduction` must be .*between 0"),
+        ({"preset": "small-512", "plot": "report.txt"}, "`plot` must be the path of a .png or .svg file"),
     ],
 )
 def test_refusals_name_the_value(options, message):
     with pytest.raises(ValueError, match=message):
         BenchmarkArguments(**options)
+
+
+@pytest.mark.parametrize("name", ["json", "plot"])
+def test_files_that_cannot_be_written_are_refused_before_the_model_is_opened(tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder.png").mkdir()
+    for path in (tmp_path / "folder.png", tmp_path / "file" / "report.png", tmp_path / f"{'n' * 300}.png"):
+        with pytest.raises(ValueError, match=f"`{name}` must be the path of a file that can be written, got"):
+            main(["--model", "absent", f"--{name}", str(path)])
+    with pytest.raises(FileNotFoundError, match="absent"):
+        main(["--model", str(tmp_path / "absent"), f"--{name}", str(tmp_path / "new" / "report.png")])
+    assert list((tmp_path / "new").iterdir()) == []
+    assert (tmp_path / "file").read_text() == "mine"

@@ -26,6 +26,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from transformers import PreTrainedModel
 
 from .image_processing_pil_cts import CtsImageProcessingMixin
+from .loading import check_model_folder
 from .model_card import model_card
 
 
@@ -131,7 +132,8 @@ def upload_folder(
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If a part of the model is missing in the folder, or a file holds a token of the Hub.
+        ValueError: If a part of the model is missing in the folder, its weights are incomplete or not finite, or a
+            file holds a token of the Hub.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -173,6 +175,7 @@ def _check(folder: Path, files: list[str]) -> None:
     for name in files:
         if not name.endswith((".safetensors", ".png")) and _TOKEN.search((folder / name).read_bytes()):
             raise ValueError(f"{folder / name} holds what looks like a token of the Hub. Remove it, and revoke it.")
+    check_model_folder(folder)
 
 
 __all__ = ["Upload", "publish", "upload_folder"]

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from cts_hf.checkpoint_conversion import loading_problems
 from cts_hf.configuration_cts import CtsConfig, CtsPolicyConfig
 from cts_hf.conversion import load_policy_trunk, load_vit_weights
 from cts_hf.data import IGNORE_INDEX, SegmentationData
 from cts_hf.data.transforms import MEAN, STD
 from cts_hf.image_processing_cts import CtsImageProcessor
+from cts_hf.loading import load_config, load_processor, load_segmenter
 from cts_hf.modeling_cts import CtsForSemanticSegmentation
 from cts_hf.modeling_cts_policy import CtsPolicyModel
 from cts_hf.training.arguments import DataArguments, ModelArguments, PolicyArguments, PolicySourceArguments
@@ -104,7 +104,7 @@ def _training_options(
 def adopt_architecture(args: ModelArguments) -> None:
     """Gives the options of the architecture the values of `args.model`, if there is one."""
     if args.model:
-        config = CtsConfig.from_pretrained(args.model)
+        config = load_config(args.model)
         for name in ARCHITECTURE:
             setattr(args, name, getattr(config, name))
 
@@ -155,19 +155,9 @@ def build_segmenter(
 def _load_segmenter(
     args: ModelArguments, source_args: PolicySourceArguments, data: SegmentationData
 ) -> CtsForSemanticSegmentation:
-    model, info = CtsForSemanticSegmentation.from_pretrained(
-        args.model,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        **_training_options(args, source_args, data),
-    )
-    problems = loading_problems(info, ignore=CLASSIFIERS)
-    if problems:
-        raise ValueError(
-            f"The weights of {args.model} do not fit its config.json. {problems}. Save it again as a whole."
-        )
-    processor = CtsImageProcessor.from_pretrained(args.model)
+    options = _training_options(args, source_args, data)
+    model = load_segmenter(args.model, ignore=CLASSIFIERS, dtype=torch.float32, **options)
+    processor = load_processor(args.model)
     mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     if (mean, std) != (MEAN, STD):
         raise ValueError(
