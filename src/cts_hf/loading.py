@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -154,16 +155,24 @@ def check_finite(model: PreTrainedModel, source: str | Path) -> None:
     Raises:
         ValueError: If there are such weights; it names the first ones, and says so if all are the policy's.
     """
-    names = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if found := describe_not_finite(model):
+        raise ValueError(
+            f"{source} must hold finite weights, got {found}. Its training diverged: take an earlier checkpoint, or "
+            "train it again with a lower learning rate."
+        )
+
+
+def describe_not_finite(model: PreTrainedModel) -> str | None:
+    """Which weights of a model, buffers included, hold NaN or infinity, in words; `None` if they are all finite."""
+    state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    # One transfer from the device for all of them.
+    is_finite = torch.stack([value.isfinite().all() for value in state.values()]).tolist()
+    names = [name for name, finite in zip(state, is_finite, strict=True) if not finite]
     if not names:
-        return
+        return None
     is_policy = isinstance(model, CtsPolicyModel) or all(name.startswith(_POLICY_PREFIX) for name in names)
     what = "policy" if is_policy else "model"
-    raise ValueError(
-        f"The weights of the {what} in {source} must be finite numbers, got NaN or infinity in {len(names)} of them: "
-        f"{list_names(names)}. Its training diverged: take an earlier checkpoint, or train the {what} again with "
-        "a lower learning rate."
-    )
+    return f"NaN or infinity in weights of the {what}: {list_names(names)}"
 
 
 def loading_problems(info: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> str:
@@ -267,6 +276,7 @@ def _describe(model_type: str) -> str:
 __all__ = [
     "check_finite",
     "check_model_folder",
+    "describe_not_finite",
     "load_config",
     "load_policy_folder",
     "load_processor",
