@@ -3,7 +3,6 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounter
 
 from cts_hf import CtsForSemanticSegmentation, CtsModel, num_shared_superpatches, superpatch_targets, unshare
 
@@ -272,29 +271,6 @@ def test_positions_are_untouched_at_their_own_size_and_interpolated_at_others():
     assert torch.equal(embeddings._token_positions(layout, (4, 4), None), expected.flatten(2).transpose(1, 2))
 
 
-@pytest.mark.slow
-@torch.no_grad()
-def test_compiles_without_graph_breaks():
-    torch._dynamo.reset()
-    model = tiny_model()
-    images = random_images()
-    expected = model(images).logits
-    compiled = torch.compile(model, fullgraph=True)
-    torch.testing.assert_close(compiled(images).logits, expected, rtol=0, atol=1e-4)
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_compiles_to_one_graph_per_size_and_budget():
-    torch._dynamo.reset()
-    counter = CompileCounter()
-    compiled = torch.compile(tiny_model(), fullgraph=True, dynamic=False, backend=counter)
-    for num_graphs, (size, token_reduction) in enumerate([(64, 0.3), (64, 0.6), (96, 0.6), (96, 0)], start=1):
-        for seed in range(3):
-            compiled(random_images(2, size, size, seed=seed), token_reduction=token_reduction)
-        assert counter.frame_count == num_graphs
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
 def test_half_precision_is_close(dtype):
@@ -305,15 +281,6 @@ def test_half_precision_is_close(dtype):
     assert logits.dtype == dtype
     difference = (logits.float() - expected).abs().max() / expected.abs().max()
     assert difference < 30 * torch.finfo(dtype).eps
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_exports_at_a_fixed_size():
-    model = tiny_model()
-    program = torch.export.export(model, (random_images(),))
-    images = random_images(seed=1)
-    torch.testing.assert_close(program.module()(images).logits, model(images).logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,23 @@ def test_budgets_of_the_paper(token_reduction, num_patches, expected):
     assert num_shared_superpatches(token_reduction, num_patches) == expected
 
 
+@pytest.mark.parametrize("token_reduction", [0.3, 0.4375, 309 / 1024, 0.375])
+def test_a_compiled_budget_is_that_of_python(token_reduction):
+    """Also where a budget is halfway between two integers, as 0.375 of an odd number of superpatches."""
+    torch._dynamo.reset()
+
+    def share_as_many(superpatches):
+        num_shared = num_shared_superpatches(token_reduction, 4 * superpatches.shape[0])
+        return superpatches.new_zeros(num_shared), superpatches + num_shared
+
+    compiled = torch.compile(share_as_many, fullgraph=True, dynamic=True, backend="aot_eager")
+    for num_superpatches in range(600):
+        shared, added = compiled(torch.zeros(num_superpatches, dtype=torch.int64))
+        expected = round(token_reduction * 4 * num_superpatches / 3)
+        assert shared.shape[0] == expected
+        assert (added == expected).all()
+
+
 def brute_force_target(cell, on_border, ignore_index):
     classes = set(cell.flatten().tolist())
     if classes == {ignore_index} or len(classes) == 1:

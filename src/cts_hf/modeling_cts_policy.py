@@ -29,6 +29,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_cts import CtsPolicyConfig
 from .modeling_cts_trunk import CtsPolicyBackbone, CtsPolicyConv2d
+from .token_sharing import padding_sizes
 
 
 @dataclass
@@ -191,7 +192,7 @@ def pad_to_superpatches(pixel_values: torch.Tensor, superpatch_size: int, num_ch
             f"Images must have at least one superpatch, {superpatch_size} x {superpatch_size} pixels, got {height} x "
             f"{width}. Resize them first, as the image processor does."
         )
-    right, bottom = -width % superpatch_size, -height % superpatch_size
+    bottom, right = padding_sizes(pixel_values, superpatch_size)
     return nn.functional.pad(pixel_values, (0, right, 0, bottom)) if right or bottom else pixel_values
 
 

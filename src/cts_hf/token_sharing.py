@@ -79,12 +79,20 @@ def num_shared_superpatches(token_reduction: float, num_patches: int) -> int:
     return round(token_reduction * num_patches / 3)
 
 
+def padding_sizes(images: torch.Tensor, superpatch_size: int) -> tuple[int, int]:
+    """Rows and columns of pixels that make images, `(..., height, width)`, whole superpatches."""
+    height, width = images.shape[-2:]
+    # Not `-height % superpatch_size`: torch.compile fails at remainders of sizes that vary from call to call.
+    whole_height, whole_width = (-(-side // superpatch_size) * superpatch_size for side in (height, width))
+    return whole_height - height, whole_width - width
+
+
 def pad_labels(labels: torch.Tensor, superpatch_size: int, ignore_index: int = 255) -> torch.Tensor:
     """
     Pads label maps, `(batch_size, height, width)`, with `ignore_index` on the right and the bottom to whole
     superpatches of `superpatch_size` pixels, as the model pads images.
     """
-    bottom, right = (-side % superpatch_size for side in labels.shape[-2:])
+    bottom, right = padding_sizes(labels, superpatch_size)
     return nn.functional.pad(labels, (0, right, 0, bottom), value=ignore_index)
 
 
@@ -322,6 +330,7 @@ __all__ = [
     "is_identity",
     "num_shared_superpatches",
     "pad_labels",
+    "padding_sizes",
     "share",
     "superpatch_targets",
     "unshare",
