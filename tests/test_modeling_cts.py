@@ -6,7 +6,7 @@ from torch import nn
 
 from cts_hf import CtsForSemanticSegmentation, CtsModel, num_shared_superpatches, superpatch_targets, unshare
 
-from .models import TINY_TRUNK, random_images, tiny_config, tiny_model
+from .models import TINY_TRUNK, random_images, tiny_config, tiny_model, tiny_policy
 
 
 SIZES = [(64, 64), (64, 96), (16, 16), (41, 70), (33, 129)]
@@ -328,3 +328,46 @@ def test_sharing_without_a_policy_is_refused():
     with pytest.raises(ValueError, match="superpatch_scores"):
         model(random_images())
     assert model(random_images(), token_reduction=0).logits.shape == (2, 5, 8, 8)
+
+
+PARTS = {
+    "policy": lambda model: model.cts.policy,
+    "embeddings": lambda model: model.cts.embeddings,
+    "layers": lambda model: model.cts.layers,
+    "a layer": lambda model: model.cts.layers[1],
+    "norm": lambda model: model.cts.layernorm,
+    "decoder": lambda model: model.decode_head,
+}
+
+
+@pytest.mark.parametrize("autocasts", [False, True])
+@pytest.mark.parametrize("decoder_type", ["mask_transformer", "linear"])
+@pytest.mark.parametrize(("dtype", "dtype_of_part"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_computes_in_the_dtype_of_its_weights(part, dtype, dtype_of_part, decoder_type, autocasts):
+    model = tiny_model(decoder_type=decoder_type, policy_loss_weight=1.0).to(getattr(torch, dtype))
+    PARTS[part](model).to(getattr(torch, dtype_of_part))
+    for pixel_mask in (None, torch.ones(2, 64, 64)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocasts):
+            outputs = model(random_images(), labels=random_labels(), pixel_mask=pixel_mask)
+        outputs.loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+        if not autocasts:
+            assert outputs.policy_logits.dtype == model.cts.policy.dtype
+            assert outputs.logits.dtype == next(model.decode_head.parameters()).dtype
+
+
+@torch.no_grad()
+def test_a_policy_in_full_precision_sees_the_images_in_full_precision():
+    model = tiny_model()
+    expected = model.cts.policy(random_images()).logits
+    policy = copy.deepcopy(model.cts.policy)
+    model.bfloat16().cts.policy = policy
+    assert torch.equal(model(random_images()).policy_logits, expected)
+
+
+def test_a_new_policy_has_the_dtype_of_the_encoder_and_not_of_the_policy_before():
+    model = tiny_model().bfloat16()
+    model.cts.policy.float()
+    model.set_policy(tiny_policy())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}

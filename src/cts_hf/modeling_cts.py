@@ -30,7 +30,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_cts import CtsConfig
 from .modeling_cts_decoders import DECODERS, CtsMaskTransformerDecoder
 from .modeling_cts_embeddings import CtsEmbeddings, grid_mask, grid_sizes
-from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask
+from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask, weight_dtype
 from .modeling_cts_policy import CtsPolicyModel, check_label_ids, pad_to_superpatches, policy_loss
 from .token_sharing import (
     IGNORED_TARGET,
@@ -135,14 +135,16 @@ class CtsPreTrainedModel(PreTrainedModel):
         frozen if `config.policy_loss_weight` is 0 and trained otherwise.
 
         Args:
-            policy ([`CtsPolicyModel`]): Becomes part of this model, on its device and in its dtype.
+            policy ([`CtsPolicyModel`]): Becomes part of this model, on the device and in the dtype of its encoder.
+                Convert it afterwards to run it in another dtype than the encoder.
 
         Raises:
             ValueError: If the policy is for superpatches of another size or for other channels.
         """
         self.config.check_policy_config(policy.config)
         base = self.base_model
-        base.policy = policy.to(device=self.device, dtype=self.dtype)
+        # Not `self.dtype`: that of the first parameter, which may be one of the policy to replace.
+        base.policy = policy.to(device=base.embeddings.cls_token.device, dtype=base.embeddings.cls_token.dtype)
         self.config.use_policy, self.config.policy_config = True, policy.config
         policy.requires_grad_(True).train(base.training)
         base._freeze_policy()
@@ -220,7 +222,6 @@ class CtsModel(CtsPreTrainedModel):
         if pixel_mask is not None:
             pixel_values = pixel_values.masked_fill(~pixel_mask.bool()[:, None], 0)  # whatever the padding was
         pixel_values = pad_to_superpatches(pixel_values, superpatch_size, self.config.num_channels)
-        pixel_values = pixel_values.to(self.dtype)
         layout, policy_logits = self._build_layout(pixel_values, superpatch_scores, token_reduction, image_grids)
 
         hidden_states = self.embeddings(pixel_values, layout, image_grids)
@@ -229,10 +230,9 @@ class CtsModel(CtsPreTrainedModel):
         )
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        hidden_states = self.layernorm(hidden_states.to(self.layernorm.weight.dtype))
 
-        return CtsModelOutput(
-            last_hidden_state=self.layernorm(hidden_states), token_layout=layout, policy_logits=policy_logits
-        )
+        return CtsModelOutput(last_hidden_state=hidden_states, token_layout=layout, policy_logits=policy_logits)
 
     def _image_grids(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor | None:
         """Rows and columns of patches of each image, padded to whole superpatches: `(batch_size, 2)` or `None`."""
@@ -344,7 +344,7 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         layout = outputs.token_layout
 
         tokens = outputs.last_hidden_state[:, self.cts.embeddings.num_prefix_tokens :]
-        token_logits = self.decode_head(tokens, layout.token_mask, **kwargs)
+        token_logits = self.decode_head(tokens.to(weight_dtype(self.decode_head)), layout.token_mask, **kwargs)
         logits = unshare(token_logits, layout)  # (B, N, num_labels)
         rows, columns = (-(-side // self.config.patch_size) for side in pixel_values.shape[-2:])
         logits = logits.transpose(1, 2).unflatten(2, (2 * layout.shared_superpatches.shape[1], -1))

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .configuration_cts import CtsConfig
+from .modeling_cts_layers import weight_dtype
 from .modeling_cts_policy import halve
 from .token_sharing import TokenLayout, is_identity, share
 
@@ -33,6 +34,7 @@ class CtsPatchEmbeddings(nn.Module):
         self.projection = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
 
     def forward(self, pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        pixel_values = pixel_values.to(weight_dtype(self))
         patches = self._unfold(pixel_values)  # (B, N, C * P * P)
         if is_identity(layout):
             return self.projection(patches)
