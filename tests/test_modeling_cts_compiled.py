@@ -30,7 +30,7 @@ def test_images_of_sizes_that_vary_can_be_compiled(dynamic):
     positions = random_images(1, 8, 8)
 
     def resample(images):
-        images = pad_to_superpatches(images, 16, 3)
+        images = pad_to_superpatches(images, 16)
         size = (images.shape[2] // 8, images.shape[3] // 8)
         return images, nn.functional.interpolate(positions, size=size, mode="bilinear", align_corners=False)
 
