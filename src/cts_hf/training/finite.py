@@ -32,9 +32,11 @@ class FiniteLoss:
     def __init__(self, device: torch.device):
         self._first_step = torch.zeros(1, dtype=torch.int64, device=device)
         self._loss = torch.zeros(1, device=device)
+        self._step = 0
 
     def update(self, loss: torch.Tensor, step: int) -> None:
         """Looks at the loss, a scalar, of step number `step`, which counts from 1."""
+        self._step = step
         is_first = ~loss.isfinite() & (self._first_step == 0)
         self._first_step = torch.where(is_first, step, self._first_step)
         self._loss = torch.where(is_first, loss.float(), self._loss)
@@ -50,8 +52,13 @@ class FiniteLoss:
             raise ValueError(
                 f"The loss must be finite, got {losses[process].item()} at step {steps[process].item()}. {_ADVICE}"
             )
+        self.check_weights(model, self._step)
+
+    @staticmethod
+    def check_weights(model: PreTrainedModel, step: int) -> None:
+        """Raises `ValueError` if a weight of `model` is not finite after `step` steps."""
         if found := describe_not_finite(model):
-            raise ValueError(f"Weights must be finite, got {found}. {_ADVICE}")
+            raise ValueError(f"Weights must be finite, got {found}, after step {step}. {_ADVICE}")
 
 
 _ADVICE = (

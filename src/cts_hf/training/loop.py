@@ -145,7 +145,12 @@ def _fit(
     epochs = steps.iterate(progress.epoch, progress.step_of_epoch)
     while progress.step < steps.total:
         progress.epoch, step_of_epoch, batches = next(epochs)
-        loss = _backward(model, batches, task, accelerator)
+        try:
+            loss = _backward(model, batches, task, accelerator)
+        except ValueError:
+            # A policy with weights that are not finite has no ranking, and its model says so, but not at which step.
+            finite.check_weights(task.model, progress.step)
+            raise
         if args.max_grad_norm > 0:
             accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         learning_rate = scheduler.get_last_lr()[0]
