@@ -7,6 +7,7 @@ import yaml
 from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
 from cts_hf.checkpoint_conversion import convert_checkpoint, load_policy, load_policy_folder, save_original
 from cts_hf.data.ade20k import ADE20K_CLASSES
+from cts_hf.normalization import IMAGENET
 
 from .golden import build_golden_model, load_golden
 from .mmsegmentation import build_segmenter
@@ -174,14 +175,17 @@ ORIGINAL_OPTIONS = {"image_size": (64, 96), "patch_size": 16, "intermediate_size
 @pytest.mark.parametrize("options", [{}, {"decoder_type": "linear", "use_distillation_token": True}])
 @torch.no_grad()
 def test_the_way_back_to_the_original(options, tmp_path):
-    model = tiny_model(**{**ORIGINAL_OPTIONS, **options})
-    imagenet = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+    imagenet = IMAGENET._asdict()
+    model = tiny_model(**{**ORIGINAL_OPTIONS, **options, **imagenet})
     processor = CtsImageProcessor(size={"shortest_edge": 96}, **imagenet)
     save_original(model, processor, tmp_path)
     with pytest.raises(FileExistsError, match="Remove it or name another folder"):
         save_original(model, processor, tmp_path)
+    with pytest.raises(ValueError, match=r"normalize as config\.json says, .*0\.485.*, got .*0\.5, 0\.5"):
+        save_original(model, CtsImageProcessor(), tmp_path / "other")
+    black = {"image_mean": [0, 0, 0]}
     with pytest.raises(ValueError, match="no normalization with mean"):
-        save_original(model, CtsImageProcessor(image_mean=(0, 0, 0)), tmp_path / "other")
+        save_original(tiny_model(**ORIGINAL_OPTIONS, **black), CtsImageProcessor(**black), tmp_path / "other")
     weights = torch.load(tmp_path / "checkpoint.pth", weights_only=True)["model"]
     assert weights["encoder.head.weight"].shape == (1000, 32)
     again, processor_again = convert_checkpoint(tmp_path)
