@@ -32,6 +32,7 @@ from transformers import HfArgumentParser
 from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
 from cts_hf.checkpoint_conversion import BENCHMARK_CLASSES, convert_checkpoint, load_policy, save_original
 from cts_hf.model_card import model_card
+from cts_hf.normalization import load_processor
 
 
 @dataclass
@@ -59,21 +60,32 @@ class ConversionArguments:
     token_reduction: float | None = field(default=None, metadata={"help": "Fraction of the tokens to remove."})
     output_stride: int | None = field(default=None, metadata={"help": "Stage of a policy's trunk: 32, 16 or 8."})
     tf_padding: bool = field(default=False, metadata={"help": "The trunk is timm's tf_efficientnet_lite0."})
+    image_mean: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Red, green and blue that the weights expect images to be normalized with, where pixels go from 0 "
+            "to 1. Default: what the checkpoint or its repository says, else 0.5; ImageNet's for DeiT.",
+            "nargs": 3,
+        },
+    )
+    image_std: list[float] | None = field(default=None, metadata={"help": "Standard deviation, likewise.", "nargs": 3})
 
 
 def main() -> None:
     (args,) = HfArgumentParser(ConversionArguments).parse_args_into_dataclasses()
     if args.kind == "original":
         model = CtsForSemanticSegmentation.from_pretrained(args.source)
-        save_original(model, CtsImageProcessor.from_pretrained(args.source), args.output_dir)
+        save_original(model, load_processor(args.source, model.config), args.output_dir)
         print(f"Wrote checkpoint.pth and variant.yml to {args.output_dir}.")
         return
 
     if args.kind == "policy":
         eps = {"batch_norm_eps": 1e-3, "tf_padding": True} if args.tf_padding else {}
-        model, processor = load_policy(args.source, output_stride=args.output_stride, **eps), CtsImageProcessor()
+        options = given(args, "image_mean", "image_std")
+        model = load_policy(args.source, output_stride=args.output_stride, **eps, **options)
+        processor = CtsImageProcessor(image_mean=model.config.image_mean, image_std=model.config.image_std)
     else:
-        options = given(args, "image_size", "num_attention_heads", "token_reduction")
+        options = given(args, "image_size", "num_attention_heads", "token_reduction", "image_mean", "image_std")
         names = BENCHMARK_CLASSES[args.dataset] if args.dataset else None
         model, processor = convert_checkpoint(args.source, policy=args.policy, class_names=names, **options)
     model.save_pretrained(args.output_dir)

@@ -50,9 +50,11 @@ from cts_hf.training import (
     build_policy,
     build_processor,
     build_segmenter,
+    encoder_normalization,
     fit,
     parse_recipe,
     push_to_hub,
+    refuse_other_normalization,
 )
 from cts_hf.visualization import prediction_panel
 
@@ -63,23 +65,24 @@ DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "scenes.yaml"
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     types = (DataArguments, ModelArguments, PolicyArguments, PolicySourceArguments, OptimizationArguments)
     arguments = parse_recipe(types, argv, DEFAULT_RECIPE)
-    data_args, model_args, _, policy_source, args = arguments
+    data_args, model_args, policy_args, policy_source, args = arguments
     args.output_dir = args.output_dir or f"outputs/{data_args.name}"
     adopt_architecture(model_args)
     accelerator = build_accelerator(args, arguments)
     with accelerator.local_main_process_first():
         data = data_args.load()
-    processor = build_processor(data_args)
     eval_rows = data_args.evaluation_rows(data)
 
-    policy = get_policy(arguments, data, processor)
+    policy = get_policy(arguments, data)
     set_seed(args.seed)  # again, as a policy that is trained here draws random numbers and a resumed one does not
     model = build_segmenter(model_args, policy, policy_source, data, data_args.crop_size)
+    refuse_other_normalization(policy_args, model.config.policy_config)
+    processor = build_processor(data_args, model.config)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
 
     task = SegmentationTask(model, processor, eval_rows, arguments, data_args.inference())
-    samples = data_args.training_samples(data, args.seed)
+    samples = data_args.training_samples(data, args.seed, data_args.transform(model.config))
     model = fit(task, samples, args, accelerator, data_args.num_workers)
 
     results = task.evaluate_sharings(sharings(model_args.token_reduction), accelerator)
@@ -95,14 +98,14 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     return results
 
 
-def get_policy(arguments: tuple, data: SegmentationData, processor: CtsImageProcessor) -> CtsPolicyModel | None:
+def get_policy(arguments: tuple, data: SegmentationData) -> CtsPolicyModel | None:
     """The policy that the options name, or one trained here, in `<output_dir>/policy`; `None`: the model's own."""
     data_args, model_args, policy_args, policy_source, args = arguments
     if policy_source.policy:
         return load_policy_folder(policy_source.policy)
     if model_args.model and policy_source.policy_epochs == 0:
         return None
-    policy = build_policy(policy_args, model_args.patch_size)
+    policy = build_policy(policy_args, model_args.patch_size, encoder_normalization(model_args))
     if policy_source.policy_epochs == 0:
         if policy_source.policy_loss_weight == 0 and model_args.token_reduction > 0:
             raise ValueError(
@@ -134,8 +137,9 @@ def get_policy(arguments: tuple, data: SegmentationData, processor: CtsImageProc
         shutil.rmtree(folder, ignore_errors=True)
     policy_arguments = (data_args, policy_args, policy_optimization)
     eval_rows = data_args.evaluation_rows(data)
+    processor = build_processor(data_args, policy.config)
     task = PolicyTask(policy, processor, eval_rows, policy_arguments, model_args.token_reduction)
-    samples = data_args.training_samples(data, args.seed)
+    samples = data_args.training_samples(data, args.seed, data_args.transform(policy.config))
     policy = fit(task, samples, policy_optimization, accelerator, data_args.num_workers)
     metrics = task.evaluate(accelerator)
     accelerator.print("policy: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))

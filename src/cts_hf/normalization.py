@@ -121,7 +121,8 @@ def check_normalization(config: CtsConfig | CtsPolicyConfig, processor: CtsImage
     Raises:
         ValueError: If mean or standard deviation differ; both of both are named.
     """
-    recorded, processed = Normalization(config.image_mean, config.image_std), _of_processor(processor)
+    recorded = Normalization(config.image_mean, config.image_std)
+    processed = _of_processor(processor, config.num_channels)
     if recorded != processed:
         raise ValueError(
             f"The image processor must normalize as config.json says, with {recorded._asdict()}, got "
@@ -145,9 +146,9 @@ def load_processor(source: str | Path, config: CtsConfig) -> CtsImageProcessor:
     processor = CtsImageProcessor.from_pretrained(source)
     recorded, _ = CtsConfig.get_config_dict(source)
     if not recorded.keys() & set(Normalization._fields):
-        normalization = _of_processor(processor)
+        normalization = _of_processor(processor, config.num_channels)
         if normalization != (config.image_mean, config.image_std):
-            logger.warning(
+            logger.warning_once(
                 f"config.json of {source} does not say what its weights expect images to be normalized with: it is "
                 f"{normalization._asdict()}, as its image processor does."
             )
@@ -157,9 +158,10 @@ def load_processor(source: str | Path, config: CtsConfig) -> CtsImageProcessor:
     return processor
 
 
-def _of_processor(processor: CtsImageProcessingMixin) -> Normalization:
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    return Normalization(list(mean), list(std))
+def _of_processor(processor: CtsImageProcessingMixin, num_channels: int) -> Normalization:
+    values = (processor.image_mean, processor.image_std) if processor.do_normalize else (0, 1)
+    named = zip(Normalization._fields, values, strict=True)
+    return Normalization(*(channel_values(name, value, num_channels) for name, value in named))
 
 
 __all__ = [

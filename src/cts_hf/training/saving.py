@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin
 from cts_hf.model_card import model_card
+from cts_hf.normalization import check_normalization
 from cts_hf.publishing import upload_folder
 from cts_hf.training.checkpoints import replace_files
 from cts_hf.training.recipe import save_recipe
@@ -46,7 +47,11 @@ def save_model_folder(
         arguments: options dataclasses of the run, for `train.yaml`.
         metrics: numbers for the model card, fractions of 1.
         title: of the model card; the folder's name by default.
+
+    Raises:
+        ValueError: an image processor that does not normalize as the model's configuration says.
     """
+    check_normalization(model.config, processor)
     folder = Path(folder)
     unfinished = folder / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
