@@ -1,8 +1,11 @@
 """Checkpoints in the exact file formats of other implementations, made here."""
 
+import json
+
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
 from cts_hf.checkpoint_conversion import convert_checkpoint, load_policy, load_policy_folder, save_original
@@ -175,7 +178,13 @@ def test_policies(tmp_path):
     torch.save(trunk, tmp_path / "trunk.pth")
     assert load_policy(tmp_path / "trunk.pth", output_stride=8).backbone.num_features == 40
 
+    # A trunk of timm says what it expects; the original policy network has 0.5.
+    (tmp_path / "timm").mkdir()
+    save_file(trunk, tmp_path / "timm" / "model.safetensors")
+    description = {"pretrained_cfg": {"mean": IMAGENET.image_mean, "std": IMAGENET.image_std}}
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(description))
     for source, options, expected in (
+        ("timm/model.safetensors", {}, IMAGENET),
         ("model.pth", {}, HALF),
         ("trunk.pth", {}, HALF),
         ("trunk.pth", IMAGENET._asdict(), IMAGENET),

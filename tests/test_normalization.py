@@ -19,6 +19,7 @@ from cts_hf.normalization import (
     load_processor,
     weights_normalization,
 )
+from cts_hf.training import save_model_folder
 
 from .models import TINY_TRUNK, random_images, tiny_model, tiny_policy
 
@@ -280,6 +281,12 @@ def test_image_processors_that_disagree_are_refused():
         check_normalization(config, CtsImageProcessor())
     with pytest.raises(ValueError, match=r"got .*\[0\.0, 0\.0, 0\.0\].*\[1\.0, 1\.0, 1\.0\]"):
         check_normalization(config, CtsImageProcessor(**IMAGENET._asdict(), do_normalize=False))
+
+
+def test_a_model_is_not_saved_with_another_image_processor(tmp_path):
+    with pytest.raises(ValueError, match=r"as config\.json says"):
+        save_model_folder(tmp_path / "run", tiny_model(), CtsImageProcessor(image_mean=0), (), {})
+    assert not (tmp_path / "run").exists()
 
 
 def save_old(folder, processor):

@@ -223,6 +223,8 @@ def test_train_normalizes_as_the_weights_expect(scenes, tmp_path):
     assert normalization_of(tmp_path / "told") == [(zeros, ones), ([0.5] * 3, ones), (zeros, ones)]
     assert min(images.min() for images in seen) >= 0
     assert max(images.max() for images in seen) <= 1
+    train(scenes, tmp_path / "scratch", **told)
+    assert normalization_of(tmp_path / "scratch") == normalization_of(tmp_path / "told")
 
 
 def test_train_completes_a_model_of_old_from_its_image_processor(scenes, tmp_path):
