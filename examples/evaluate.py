@@ -19,24 +19,31 @@ Mean IoU of a model on a data set, under one policy and budget or many.
         --policy learned random oracle --token_reduction 0 0.15 0.3 0.4375 0.6 0.75
 
 prints a table and writes evaluation.json, and of several budgets evaluation.png: mean IoU against tokens and
-multiply-adds. Under `accelerate launch` every process takes its share of the images; the results are the same.
+multiply-adds. Those of an earlier run are only replaced with --overwrite_output_dir. Under `accelerate launch` every
+process takes its share of the images; the results are the same.
 
 Images have the size that the model's image processor gives them, or another one with --shortest_edge: 480 x 360 images
 are evaluated at native size with --shortest_edge 360, and enlarged twice with --shortest_edge 720. Predictions are
 always compared with the labels at the size of the labels.
 """
 
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
-from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
+from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor, num_shared_superpatches
 from cts_hf.budget_sweep import budget_sweep, format_table, plot_sweep, to_json
+from cts_hf.data import DataError
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.evaluation import POLICIES
 from cts_hf.inference import InferenceOptions
+from cts_hf.output_folder import OutputFolder
+
+
+RESULTS, PLOT = "evaluation.json", "evaluation.png"
 
 
 @dataclass
@@ -45,6 +52,9 @@ class EvaluationArguments:
 
     model: str = field(metadata={"help": "Folder or Hub id of a model with its image processor."})
     output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder for the results."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace the results of an earlier run in the folder."}
+    )
     split: str | None = field(
         default=None, metadata={"help": "Split of the data set; 'val' or 'validation' if unset."}
     )
@@ -59,26 +69,51 @@ class EvaluationArguments:
     num_workers: int = field(default=2, metadata={"help": "Processes that read images."})
     seed: int = field(default=0, metadata={"help": "Seed of the random policy."})
 
+    def __post_init__(self):
+        for name, least in (("max_samples", 1), ("num_workers", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {value}: correct it.")
+        for token_reduction in self.token_reduction or []:
+            num_shared_superpatches(token_reduction, num_patches=0)  # refuses a budget out of range
+
 
 def main():
     parser = HfArgumentParser((EvaluationArguments, DatasetArguments, InferenceOptions))
     arguments, dataset_arguments, options = parser.parse_args_into_dataclasses()
     accelerator = Accelerator()
-    model = CtsForSemanticSegmentation.from_pretrained(arguments.model).to(accelerator.device)
-    processor = CtsImageProcessor.from_pretrained(arguments.model)
+    folder = OutputFolder(arguments.output_dir)
+    with folder if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            folder.refuse_existing([RESULTS, PLOT], arguments.overwrite_output_dir)
+        results, classes = evaluate(arguments, dataset_arguments, options, accelerator)
+        if accelerator.is_main_process:
+            print_results(results, classes)
+            settings = {**asdict(arguments), **asdict(dataset_arguments), **asdict(options)}
+            write(folder, results, classes, settings)
+    accelerator.end_training()
+
+
+def evaluate(
+    arguments: EvaluationArguments,
+    dataset_arguments: DatasetArguments,
+    options: InferenceOptions,
+    accelerator: Accelerator,
+) -> tuple[list[dict], tuple[str, ...]]:
+    """The results of the sweep and the names of the classes."""
     with accelerator.main_process_first():
         data = dataset_arguments.load()
+    try:
+        rows = data.evaluation_rows(arguments.split, arguments.max_samples)
+    except DataError as error:
+        raise SystemExit(str(error)) from error
+    model = CtsForSemanticSegmentation.from_pretrained(arguments.model).to(accelerator.device)
+    processor = CtsImageProcessor.from_pretrained(arguments.model)
     if data.num_classes != model.config.num_labels:
         raise SystemExit(
             f"The data set has {data.num_classes} classes, the model {model.config.num_labels}: give the data set "
             "that the model was trained on, with the same options."
         )
-    if arguments.split is not None and arguments.split not in data.splits:
-        raise SystemExit(f"There is no split {arguments.split!r}, the data set has {', '.join(data.splits)}.")
-    rows = data.validation if arguments.split is None else data.splits[arguments.split]
-    if arguments.max_samples is not None:
-        rows = rows.take(arguments.max_samples)
-
     results = budget_sweep(
         model,
         rows,
@@ -91,24 +126,27 @@ def main():
         accelerator=accelerator,
         show_progress=True,
     )
-    if accelerator.is_main_process:
-        write(results, data.classes, {**asdict(arguments), **asdict(dataset_arguments), **asdict(options)})
-    accelerator.end_training()
+    return results, data.classes
 
 
-def write(results: list[dict], classes: tuple[str, ...], settings: dict) -> None:
-    folder = Path(settings["output_dir"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.json").write_text(
-        to_json({"settings": settings, "classes": classes, "results": results}), encoding="utf-8"
-    )
+def print_results(results: list[dict], classes: tuple[str, ...]) -> None:
     print(format_table(results))
     if len(results) == 1:
         for name, iou in zip(classes, results[0]["per_category_iou"], strict=True):
             print(f"IoU of {name}: {100 * iou:.2f} %")
-    else:
-        plot_sweep(results, folder / "evaluation.png", Path(settings["model"]).name)
-    print(f"Written to {folder}")
+
+
+def write(folder: OutputFolder, results: list[dict], classes: tuple[str, ...], settings: dict) -> None:
+    """Writes the results, then draws them, so that a plot that fails loses nothing."""
+    with folder.writing() as unfinished:
+        text = to_json({"settings": settings, "classes": classes, "results": results})
+        (unfinished / RESULTS).write_text(text, encoding="utf-8")
+    # A plot of an earlier run would be taken for one of these results.
+    folder.delete(folder.written & {PLOT})
+    print(f"Written to {folder.path}")
+    if len(results) > 1:
+        with folder.writing() as unfinished:
+            plot_sweep(results, unfinished / PLOT, Path(settings["model"]).name)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,14 @@ Trains a Segmenter with content-aware token sharing, and its policy.
 `--help` lists all options; a recipe is a file of them, which the command line overrides.
 """
 
-import shutil
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from PIL import Image
 
@@ -37,6 +38,7 @@ from cts_hf.checkpoint_conversion import load_policy_folder
 from cts_hf.data import SegmentationData
 from cts_hf.evaluation import Sharing
 from cts_hf.image_processing_cts import CtsImageProcessor
+from cts_hf.output_folder import OutputFolder
 from cts_hf.training import (
     DataArguments,
     ModelArguments,
@@ -52,9 +54,13 @@ from cts_hf.training import (
     build_segmenter,
     encoder_normalization,
     fit,
+    lock_output,
     parse_recipe,
     push_to_hub,
+    refuse_another_recipe,
     refuse_other_normalization,
+    refuse_own_sources,
+    save_card,
 )
 from cts_hf.visualization import prediction_panel
 
@@ -67,53 +73,75 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     arguments = parse_recipe(types, argv, DEFAULT_RECIPE)
     data_args, model_args, policy_args, policy_source, args = arguments
     args.output_dir = args.output_dir or f"outputs/{data_args.name}"
+    sources = {"model": model_args.model, "backbone_weights": model_args.backbone_weights}
+    sources |= {"policy": policy_source.policy, "policy_weights": policy_args.policy_weights}
+    refuse_own_sources(args.output_dir, sources)
     adopt_architecture(model_args)
     accelerator = build_accelerator(args, arguments)
-    with accelerator.local_main_process_first():
-        data = data_args.load()
-    eval_rows = data_args.evaluation_rows(data)
-
-    policy = get_policy(arguments, data)
-    set_seed(args.seed)  # again, as a policy that is trained here draws random numbers and a resumed one does not
-    model = build_segmenter(model_args, policy, policy_source, data, data_args.crop_size)
-    refuse_other_normalization(policy_args, model.config.policy_config)
-    processor = build_processor(data_args, model.config)
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-
-    task = SegmentationTask(model, processor, eval_rows, arguments, data_args.inference())
-    samples = data_args.training_samples(data, args.seed, data_args.transform(model.config))
-    model = fit(task, samples, args, accelerator, data_args.num_workers)
-
-    results = task.evaluate_sharings(sharings(model_args.token_reduction), accelerator)
-    accelerator.print(table(results))
-    if accelerator.is_main_process:
-        metrics = {f"mean IoU, {describe(result)}": result["mean_iou"] for result in results}
-        task.save(Path(args.output_dir), metrics)
-        draw_prediction(model, processor, next(iter(eval_rows)), data).save(Path(args.output_dir) / "prediction.png")
-        print(f"The model and prediction.png are in {args.output_dir}.")
-        if args.push_to_hub:
-            print(f"Uploaded to {push_to_hub(args.output_dir, args.hub_model_id)}.")
+    with lock_output(args.output_dir, accelerator):
+        results = train(arguments, accelerator)
     accelerator.end_training()
     return results
 
 
-def get_policy(arguments: tuple, data: SegmentationData) -> CtsPolicyModel | None:
-    """The policy that the options name, or one trained here, in `<output_dir>/policy`; `None`: the model's own."""
+def train(arguments: tuple, accelerator: Accelerator) -> list[dict[str, Any]]:
+    """Trains, saves, and then evaluates: nothing that can fail comes between a model and its folder."""
     data_args, model_args, policy_args, policy_source, args = arguments
+    with accelerator.local_main_process_first():
+        data = data_args.load()
+    eval_rows = data_args.evaluation_rows(data)
+
+    policy = initial_policy(model_args, policy_args, policy_source)
+    set_seed(args.seed)  # again, as policies that are loaded and those that are made differ in random numbers
+    model = build_segmenter(model_args, copy.deepcopy(policy), policy_source, data, data_args.crop_size)
+    refuse_other_normalization(policy_args, model.config.policy_config)
+    processor = build_processor(data_args, model.config)
+    task = SegmentationTask(model, processor, eval_rows, arguments, data_args.inference())
+    if policy_source.policy_epochs > 0:
+        task.check(accelerator)  # before the policy is trained, not only after it
+        trained = train_policy(policy, arguments, data)
+        model.cts.policy.load_state_dict(trained.state_dict())
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    samples = data_args.training_samples(data, args.seed, data_args.transform(model.config))
+    model = fit(task, samples, args, accelerator, data_args.num_workers)
+
+    folder = Path(args.output_dir)
+    if accelerator.is_main_process:
+        task.save(folder, {})
+        print(f"The model is in {folder}.")
+    results = task.evaluate_sharings(sharings(model_args.token_reduction), accelerator)
+    accelerator.print(table(results))
+    if accelerator.is_main_process:
+        save_card(folder, model, {f"mean IoU, {describe(result)}": result["mean_iou"] for result in results})
+        picture = draw_prediction(model, processor, next(iter(eval_rows)), data)
+        with OutputFolder(folder) as output, output.writing() as unfinished:
+            picture.save(unfinished / "prediction.png")
+        if args.push_to_hub:
+            print(f"Uploaded to {push_to_hub(folder, args.hub_model_id)}.")
+    return results
+
+
+def initial_policy(
+    model_args: ModelArguments, policy_args: PolicyArguments, policy_source: PolicySourceArguments
+) -> CtsPolicyModel | None:
+    """The policy that the options name, or one to train; `None`: that of the model that training goes on from."""
     if policy_source.policy:
         return load_policy_folder(policy_source.policy)
     if model_args.model and policy_source.policy_epochs == 0:
         return None
-    policy = build_policy(policy_args, model_args.patch_size, encoder_normalization(model_args))
-    if policy_source.policy_epochs == 0:
-        if policy_source.policy_loss_weight == 0 and model_args.token_reduction > 0:
-            raise ValueError(
-                "The policy would stay as random as it starts. Pass --policy FOLDER (of examples/train_policy.py), "
-                "--policy_epochs to train it first, --policy_loss_weight to train it jointly, or --token_reduction 0."
-            )
-        return policy
+    is_trained = policy_source.policy_epochs > 0 or policy_source.policy_loss_weight > 0
+    if not is_trained and model_args.token_reduction > 0:
+        raise ValueError(
+            "The policy would stay as random as it starts. Pass --policy FOLDER (of examples/train_policy.py), "
+            "--policy_epochs to train it first, --policy_loss_weight to train it jointly, or --token_reduction 0."
+        )
+    return build_policy(policy_args, model_args.patch_size, encoder_normalization(model_args))
 
+
+def train_policy(policy: CtsPolicyModel, arguments: tuple, data: SegmentationData) -> CtsPolicyModel:
+    """Trains the policy alone, in `<output_dir>/policy`; when the run is resumed, unless that has been done."""
+    data_args, model_args, policy_args, policy_source, args = arguments
     folder = Path(args.output_dir) / "policy"
     policy_optimization = replace(
         args,
@@ -127,24 +155,24 @@ def get_policy(arguments: tuple, data: SegmentationData) -> CtsPolicyModel | Non
         resume_from_checkpoint=args.resume_from_checkpoint and "latest",
         report_to=[],
     )
+    policy_arguments = (data_args, policy_args, policy_optimization)
+    if args.resume_from_checkpoint and (folder / "model.safetensors").exists():
+        refuse_another_recipe(folder, policy_arguments)
+        PartialState().print(f"The policy in {folder} is trained already.")
+        return load_policy_folder(folder)
     # An accelerator saves all that it was ever given: the policy gets one of its own.
     accelerator = build_accelerator(policy_optimization)
-    if args.resume_from_checkpoint and (folder / "model.safetensors").exists():
-        accelerator.print(f"The policy in {folder} is trained already.")
-        return load_policy_folder(folder)
-    if accelerator.is_main_process and not args.resume_from_checkpoint:
-        # A run that is resumed would take what an earlier one has left for its own.
-        shutil.rmtree(folder, ignore_errors=True)
-    policy_arguments = (data_args, policy_args, policy_optimization)
     eval_rows = data_args.evaluation_rows(data)
     processor = build_processor(data_args, policy.config)
     task = PolicyTask(policy, processor, eval_rows, policy_arguments, model_args.token_reduction)
     samples = data_args.training_samples(data, args.seed, data_args.transform(policy.config))
     policy = fit(task, samples, policy_optimization, accelerator, data_args.num_workers)
+    if accelerator.is_main_process:
+        task.save(folder, {})
     metrics = task.evaluate(accelerator)
     accelerator.print("policy: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     if accelerator.is_main_process:
-        task.save(folder, metrics)
+        save_card(folder, policy, metrics)
     accelerator.wait_for_everyone()
     return policy
 

@@ -23,6 +23,8 @@ Trains a policy: which superpatches show one class? `examples/train.py --policy 
 
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from cts_hf.data import SquashTransform
 from cts_hf.training import (
     DataArguments,
@@ -34,8 +36,11 @@ from cts_hf.training import (
     build_policy,
     build_processor,
     fit,
+    lock_output,
     parse_recipe,
     push_to_hub,
+    refuse_own_sources,
+    save_card,
 )
 
 
@@ -45,9 +50,19 @@ DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "policy_scenes.yaml"
 def main(argv: list[str] | None = None) -> dict[str, float]:
     types = (DataArguments, SuperpatchArguments, PolicyArguments, PolicyOptimizationArguments)
     arguments = parse_recipe(types, argv, DEFAULT_RECIPE)
-    data_args, superpatch_args, policy_args, args = arguments
+    data_args, _, policy_args, args = arguments
     args.output_dir = args.output_dir or f"outputs/policy_{data_args.name}"
+    refuse_own_sources(args.output_dir, {"policy_weights": policy_args.policy_weights})
     accelerator = build_accelerator(args, arguments)
+    with lock_output(args.output_dir, accelerator):
+        metrics = train(arguments, accelerator)
+    accelerator.end_training()
+    return metrics
+
+
+def train(arguments: tuple, accelerator: Accelerator) -> dict[str, float]:
+    """Trains, saves, and then evaluates: nothing that can fail comes between a policy and its folder."""
+    data_args, superpatch_args, policy_args, args = arguments
     with accelerator.local_main_process_first():
         data = data_args.load()
 
@@ -59,17 +74,18 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if superpatch_args.squash:
         transform = SquashTransform(data_args.crop_size, policy.config.image_mean, policy.config.image_std)
     samples = data_args.training_samples(data, args.seed, transform)
-    fit(task, samples, args, accelerator, data_args.num_workers)
+    policy = fit(task, samples, args, accelerator, data_args.num_workers)
 
+    if accelerator.is_main_process:
+        task.save(Path(args.output_dir), {})
+        print(f"The policy is in {args.output_dir}.")
     metrics = task.evaluate(accelerator, show_progress=True)
     for name, value in metrics.items():
         accelerator.print(f"{name:<22}{value:.4f}")
     if accelerator.is_main_process:
-        task.save(Path(args.output_dir), metrics)
-        print(f"The policy is in {args.output_dir}.")
+        save_card(args.output_dir, policy, metrics)
         if args.push_to_hub:
             print(f"Uploaded to {push_to_hub(args.output_dir, args.hub_model_id)}.")
-    accelerator.end_training()
     return metrics
 
 

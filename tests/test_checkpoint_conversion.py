@@ -160,7 +160,7 @@ def test_mmsegmentation(decoder, wrapping, tmp_path):
     model, processor = convert_checkpoint(tmp_path / "iter_160000.pth", num_attention_heads=2)
     images = random_images()
     expected = reference.decode_head(reference.backbone(images))
-    torch.testing.assert_close(model(images).logits, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model(images).logits, expected, rtol=0, atol=1e-4)
     assert model.config.token_reduction == 0
     assert (model.config.id2label[4] == "car") is (wrapping != "none")
     assert processor.size == {"shortest_edge": 64}

@@ -149,7 +149,7 @@ def workplace(page, tmp_path, monkeypatch):
     ):
         write_pair(ade20k / f"images/{split}/{name}.jpg", ade20k / f"annotations/{split}/{name}.png", 151)
 
-    if page != "README.md":  # which trains it
+    if page not in ("README.md", "docs/training.md"):  # which train it
         model = CtsForSemanticSegmentation(tiny_config(image_size=128))
         model.save_pretrained("outputs/scenes")
         CtsImageProcessor(size={"shortest_edge": 128}).save_pretrained("outputs/scenes")

@@ -4,7 +4,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cts_hf import CtsImageProcessor, num_shared_superpatches, superpatch_targets
@@ -12,8 +12,9 @@ from cts_hf.budget_sweep import budget_sweep, format_table, multiply_adds, num_t
 from cts_hf.data import build_scenes, load_folder
 from cts_hf.evaluation import POLICIES, Sharing, evaluate_segmentation, evaluate_sharings
 from cts_hf.inference import InferenceOptions, View, segment, with_flips
-from cts_hf.metrics import MeanIoU
+from cts_hf.mean_iou import MeanIoU
 
+from .figures import saved_figures
 from .models import tiny_config, tiny_model
 
 
@@ -27,7 +28,8 @@ def scenes():
 
 
 def scene_model(**overrides):
-    return tiny_model(num_labels=10, **overrides)
+    # In double precision, so that rounding, which batches change, exchanges neither classes nor superpatches.
+    return tiny_model(num_labels=10, **overrides).double()
 
 
 def processor(shortest_edge=64):
@@ -56,12 +58,13 @@ def test_whole_images_as_the_image_processor_segments_them():
     for row in scenes():
         outputs = model(**processor()(row["image"], return_tensors="pt"), token_reduction=0.3)
         segmentation = processor().post_process_semantic_segmentation(outputs, [(80, 80)])[0]
-        expected.update(segmentation, label_tensor(row))
+        expected.add(prediction=segmentation, reference=label_tensor(row))
+    expected = expected.compute()
     for batch_size in (1, 3):
         options = InferenceOptions(batch_size=batch_size)
         result = evaluate_segmentation(model, scenes(), processor(), token_reduction=0.3, options=options)
         assert result["num_images"] == NUM_SCENES
-        for name, value in expected.compute().items():
+        for name, value in expected.items():
             assert result[name] == pytest.approx(value, nan_ok=True), name
 
 
@@ -72,7 +75,7 @@ def test_windows_scales_and_flips_as_segment_gives_them():
         images = [processor(edge)(row["image"], return_tensors="pt").pixel_values for edge in (64, 32)]
         views = with_flips([View(image) for image in images])
         probabilities = segment(model, views, (80, 80), **WINDOWS, token_reduction=0.3)
-        expected.update(probabilities.argmax(0), label_tensor(row))
+        expected.add(prediction=probabilities.argmax(0), reference=label_tensor(row))
     options = InferenceOptions(**WINDOWS, scales=[1.0, 0.5], flip=True)
     result = evaluate_segmentation(model, scenes(), processor(), token_reduction=0.3, options=options)
     assert result["mean_iou"] == pytest.approx(expected.compute()["mean_iou"])
@@ -132,6 +135,56 @@ def test_policy_metrics_are_of_what_is_shared():
     assert not any(name.startswith("policy_") for name in unshared)
 
 
+def half_plain_row():
+    """64 x 64 pixels: of superpatches of 16, the upper half has one class, every one of the lower half several."""
+    labels = np.zeros((64, 64), np.uint8)
+    labels[32:, ::2] = 1
+    return {"image": Image.new("RGB", (64, 64)), "label": Image.fromarray(labels)}
+
+
+HALF = 0.375  # of 64 patches, three each of 8 superpatches, disappear
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"window": 64, "flip": True}])
+def test_of_equal_scores_those_count_that_shared(dtype, options):
+    model = scene_model()
+    model.cts.policy.head.weight.data.zero_()
+    model = model.to(dtype)
+    result = evaluate_segmentation(
+        model, [half_plain_row()], processor(), token_reduction=HALF, options=InferenceOptions(**options)
+    )
+    # All scores are equal. The model shares the first superpatches, which have one class.
+    assert result["policy_precision_at_budget"] == 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("options", [{}, {"window": 64, "flip": True}])
+def test_metrics_are_those_of_the_models_own_outputs(policy, options):
+    model, forwards, policy_runs = scene_model(), [], []
+
+    def answer_something_else(module, args, outputs):
+        """Whatever the model did: it has shared what has several classes, by scores that say the opposite."""
+        shape = outputs.shared_superpatches.shape
+        is_plain = torch.ones(shape, dtype=torch.bool)
+        is_plain[:, shape[1] // 2 :] = False
+        outputs.shared_superpatches = ~is_plain
+        if outputs.policy_logits is not None:
+            outputs.policy_logits = torch.stack([-is_plain.float(), is_plain.float()], dim=1)
+        forwards.append(len(policy_runs))
+        return outputs
+
+    model.register_forward_hook(answer_something_else)
+    model.cts.policy.register_forward_hook(lambda *_: policy_runs.append(1))
+    settings = {"policy": policy, "token_reduction": HALF, "options": InferenceOptions(**options)}
+    result = evaluate_segmentation(model, [half_plain_row()], processor(), **settings)
+    assert result["policy_precision_at_budget"] == 0
+    assert (result["policy_accuracy"] == 1) == (policy != "random")
+    # The policy runs inside the model and nowhere else.
+    assert forwards == [index + 1 if policy == "learned" else 0 for index in range(len(forwards))]
+    assert len(policy_runs) == (len(forwards) if policy == "learned" else 0)
+
+
 def test_the_models_own_budget_is_the_default():
     model = scene_model(token_reduction=0.6)
     result = evaluate_segmentation(model, scenes(), processor())
@@ -151,7 +204,7 @@ def test_training_mode_comes_back():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"policy": "best"}, "policy is 'best', it must be one of learned, random, oracle"),
+        ({"policy": "best"}, "`policy` must be one of learned, random, oracle, got 'best'"),
         ({"token_reduction": 0.8}, "between 0"),
     ],
 )
@@ -169,8 +222,45 @@ def test_a_model_without_policy_needs_another_one():
 
 
 def test_nothing_to_evaluate_is_refused():
-    with pytest.raises(ValueError, match="The data set is empty"):
-        evaluate_segmentation(scene_model(), scenes().take(0), processor())
+    for rows in (scenes().take(0), scenes().to_iterable_dataset().take(0)):
+        with pytest.raises(ValueError, match="The data set is empty"):
+            evaluate_segmentation(scene_model(), rows, processor())
+
+
+class Unreadable:
+    """A data set of which no row may be read."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        raise AssertionError(f"row {index} was read")
+
+
+@pytest.mark.parametrize(
+    ("options", "token_reductions", "message"),
+    [
+        ({"window": 15}, [0.3], "`window` must be at least 16 pixels"),
+        ({"shortest_edge": 15}, [0.3], "must be resized to at least 16 pixels"),
+        ({}, [0.3, float("nan")], "`token_reduction` must be between 0 .* got nan"),
+        ({}, [float("inf")], "`token_reduction` must be between 0 .* got inf"),
+        ({}, [-0.1], "`token_reduction` must be between 0 .* got -0.1"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_data_are_read(options, token_reductions, message):
+    with pytest.raises(ValueError, match=message):
+        budget_sweep(
+            scene_model(), Unreadable(), processor(), ["learned"], token_reductions, InferenceOptions(**options)
+        )
+
+
+def test_a_budget_too_small_for_the_images_has_no_policy_to_measure():
+    model = scene_model()
+    model.cts.policy.register_forward_hook(lambda *_: pytest.fail("the policy ran"))
+    # 0.01 of 64 patches is less than half of the three that a superpatch saves.
+    result = evaluate_segmentation(model, scenes().take(1), processor(), token_reduction=0.01)
+    assert np.isnan(result["policy_accuracy"])
+    assert np.isnan(result["policy_precision_at_budget"])
 
 
 def write_odd_folder(root):
@@ -198,17 +288,32 @@ def write_odd_folder(root):
     return root
 
 
+def ious_by_hand(model, root, token_reduction, scales=(1.0,), flip=False, **windows):
+    """IoU of every class, counted from the files."""
+    counts = np.zeros((5, 5), np.int64)
+    for file in (root / "images" / "val").iterdir():
+        image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+        label = np.array(Image.open(root / "labels" / "val" / f"{file.stem}.png"))
+        edges = [round(64 * scale) for scale in scales]
+        views = [View(processor(edge)(image, return_tensors="pt").pixel_values) for edge in edges]
+        views = with_flips(views) if flip else views
+        probabilities = segment(model, views, label.shape, **windows, token_reduction=token_reduction)
+        np.add.at(counts, (label, probabilities.argmax(0).numpy()), 1)
+    return counts.diagonal() / (counts.sum(0) + counts.sum(1) - counts.diagonal())
+
+
 @pytest.mark.parametrize("options", [{}, {**WINDOWS, "scales": [0.5, 1.0], "flip": True}])
+@torch.no_grad()
 def test_images_of_any_size_and_mode(tmp_path, options):
-    data = load_folder(write_odd_folder(tmp_path))
-    sharings = [Sharing(policy, 0.3) for policy in POLICIES]
+    model, data = tiny_model().double(), load_folder(write_odd_folder(tmp_path))
+    # With the largest budget, everything is shared whatever the policy.
+    sharings = [Sharing("learned", 0.3), Sharing("random", 0.75), Sharing("oracle", 0.75)]
     settings = {"options": InferenceOptions(**options)}
-    results = evaluate_sharings(tiny_model(), data.validation, processor(), sharings, **settings)
-    num_pixels = sum(np.asarray(row["label"]).size for row in data.validation)
-    for result in results:
+    results = evaluate_sharings(model, data.validation, processor(), sharings, **settings)
+    for sharing, result in zip(sharings, results, strict=True):
         assert result["num_images"] == 5
-        assert 0 < result["mean_iou"] < 1
-    assert num_pixels == 240 * 80 + 20 * 33 + 70 * 64 + 64 * 90 + 96 * 64
+        expected = ious_by_hand(model, tmp_path, sharing.token_reduction, **options)
+        assert result["per_category_iou"] == pytest.approx(expected.tolist())
 
 
 class LargestTensor(TorchDispatchMode):
@@ -235,7 +340,7 @@ def test_no_more_than_the_full_logits_of_one_image(options):
 
 @cache
 def sweep():
-    return budget_sweep(scene_model(), scenes(), processor(), POLICIES, [0, 0.3, 0.3, 0.75])
+    return budget_sweep(scene_model(), scenes(), processor(), [*POLICIES, "random"], [0, 0.3, 0.3, 0.75])
 
 
 def test_sweep_evaluates_every_policy_at_every_budget_once():
@@ -271,13 +376,24 @@ def test_multiply_adds_are_those_of_the_layers():
     assert embeddings == tokens * 3 * config.patch_size**2 * width
 
 
-def test_table_plot_and_json(tmp_path):
+def test_table_plot_and_json(tmp_path, monkeypatch):
     lines = format_table(sweep()).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert len(lines) == 2 + len(sweep())
     assert lines[2].split("|")[1:4] == ["    none ", "               0 ", "     64 "]
     assert lines[2].rstrip("| ").endswith("-")
+    figures = saved_figures(monkeypatch)
     plot_sweep(sweep(), tmp_path / "sweep.png", "scenes")
-    assert Image.open(tmp_path / "sweep.png").width > 1000
+    (figure,) = figures
+    tokens, cost = ({line.get_label(): line for line in axes.lines} for axes in figure.axes)
+    for policy in POLICIES:
+        results = [result for result in sweep() if result["policy"] in ("none", policy)]
+        assert tokens[policy].get_xdata().tolist() == [64, 46, 16]
+        assert tokens[policy].get_ydata().tolist() == [100 * result["mean_iou"] for result in results]
+        shared = [result for result in results if result["policy"] == policy]
+        assert cost[policy].get_xdata().tolist() == [result["multiply_adds"] * 1e-9 for result in shared]
+    assert tokens["no sharing"].get_xdata().tolist() == [64]
+    with Image.open(tmp_path / "sweep.png") as picture:
+        picture.load()
     text = to_json({"results": sweep(), "nothing": float("nan")})
     assert json.loads(text, parse_constant=pytest.fail)["nothing"] is None

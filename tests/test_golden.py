@@ -6,6 +6,9 @@ from cts_hf import build_layout, share, superpatch_targets, unshare
 from .golden import LARGE, TINY, build_golden_model, load_golden
 
 
+# Of values up to 5 in float32, here and wherever two ways to compute outputs are compared: some ten layers round by
+# 2**-24 of their values each, and the last normalization of mask logits divides by deviations below 1. Another order
+# of sums makes 1e-5; a weight or a position that is mixed up makes 0.1 and more.
 TOLERANCE = 1e-4
 
 

@@ -136,6 +136,7 @@ def test_saved_files(folder):
     code = {
         "configuration_cts.py",
         "image_processing_cts.py",
+        "image_processing_inputs_cts.py",
         "image_processing_pil_cts.py",
         "modeling_cts.py",
         "modeling_cts_decoders.py",

@@ -121,12 +121,13 @@ def test_every_cell_works_or_says_what_to_do(matrix, checkpoint, image, monkeypa
             assert result["class"] == type(loaded).__name__
         assert result["module"].startswith("cts_hf." if installed else "transformers_modules.")
         if loader == "pipeline":
-            # The two backends resize with slightly different rounding.
+            # The two backends resize with slightly different rounding; and another number of threads may exchange
+            # classes that are equally likely but for rounding.
             pixels = sum(value.values())
             different = sum(abs(value.get(n, 0) - result["value"].get(n, 0)) for n in {*value, *result["value"]})
-            assert different <= (0 if torchvision else 0.02 * pixels)
+            assert different <= (0.002 if torchvision else 0.02) * pixels
         else:
-            assert result["value"] == pytest.approx(value, rel=1e-6)
+            assert result["value"] == pytest.approx(value, rel=1e-4)
 
 
 def format_matrix(matrix):
@@ -185,7 +186,8 @@ def test_dtype(checkpoint, logits, dtype):
         expected = reference(random_images(), superpatch_scores=scores).logits
         given = model(random_images(), superpatch_scores=scores).logits
     assert given.dtype == dtype
-    torch.testing.assert_close(given.float(), expected, atol=0.1, rtol=0.1)
+    # Some ten layers round to the precision of the type.
+    assert (given.float() - expected).abs().max() < 30 * torch.finfo(dtype).eps * expected.abs().max()
     segmenter = pipeline("image-segmentation", model=str(checkpoint), dtype=dtype)
     assert segmenter(Image.new("RGB", (90, 60), "teal"))
 

@@ -51,7 +51,7 @@ def test_budget_zero_is_a_plain_segmenter():
     for layer in model.cts.layers:
         tokens = layer(tokens)
     expected = model.decode_head(model.cts.layernorm(tokens)[:, 1:]).transpose(1, 2).unflatten(2, (8, 8))
-    torch.testing.assert_close(model(images, token_reduction=0).logits, expected)
+    torch.testing.assert_close(model(images, token_reduction=0).logits, expected, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def test_images_of_a_batch_are_independent():
     model = tiny_model()
     images = random_images(4)
     order = torch.tensor([2, 0, 3, 1])
-    torch.testing.assert_close(model(images).logits[order], model(images[order]).logits)
+    torch.testing.assert_close(model(images).logits[order], model(images[order]).logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("scores", [None, torch.randn(4, 4, 5, generator=torch.Generator().manual_seed(0))])
@@ -116,7 +116,7 @@ def test_a_full_pixel_mask_changes_nothing():
     model = tiny_model()
     images = random_images(2, 64, 96)
     masked = model(images, pixel_mask=torch.ones(2, 64, 96))
-    torch.testing.assert_close(masked.logits, model(images).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(masked.logits, model(images).logits, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
@@ -235,7 +235,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(policy_loss_weight):
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
         model.gradient_checkpointing_enable()
     for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed)
+        assert torch.equal(plain, checkpointed)
 
 
 def test_drop_path_drops_residuals_in_training_only():

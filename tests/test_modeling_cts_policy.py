@@ -23,7 +23,7 @@ def test_images_are_padded_with_zeros():
     images = random_images(1, 40, 50)
     padded = torch.zeros(1, 3, 48, 64)
     padded[:, :, :40, :50] = images
-    torch.testing.assert_close(model(images).logits, model(padded).logits)
+    assert torch.equal(model(images).logits, model(padded).logits)
 
 
 def test_loss_ignores_and_trains():
@@ -32,6 +32,8 @@ def test_loss_ignores_and_trains():
     labels = torch.randint(0, 2, (4, 64, 64)) * (torch.arange(64) < 32)
     targets = superpatch_targets(labels, 16)
     targets[0] = 255
+    expected = torch.nn.functional.cross_entropy(model(images).logits, targets, ignore_index=255)
+    torch.testing.assert_close(model(images, labels=targets).loss, expected)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(20):
@@ -41,8 +43,6 @@ def test_loss_ignores_and_trains():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
-    expected = torch.nn.functional.cross_entropy(model(images).logits, targets, ignore_index=255)
-    torch.testing.assert_close(model(images, labels=targets).loss, expected, rtol=0.2, atol=0.05)
     assert model(images, labels=torch.full_like(targets, 255)).loss == 0
 
 
@@ -131,7 +131,7 @@ def test_fusing_changes_nothing_and_is_reversible(overrides, tmp_path):
     expected, weights = model(images).logits, model.state_dict()
     fused = model.fuse_batch_norm()
     assert is_fused(fused)
-    torch.testing.assert_close(fused(images).logits, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(fused(images).logits, expected, rtol=0, atol=1e-4)
     assert not torch.equal(fused(images).logits, expected)
     assert all(torch.equal(value, weights[name]) for name, value in fused.state_dict().items())
     fused.save_pretrained(tmp_path)

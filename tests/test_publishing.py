@@ -72,7 +72,8 @@ class HubHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("NO_PROXY", "no_proxy"):  # where both are set, the latter counts
+        monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     hub = Hub()
     thread = threading.Thread(target=hub.serve_forever, daemon=True)

@@ -1,14 +1,23 @@
+from functools import partial
+
 import pytest
 
 from cts_hf.timing import median_times
 
+from .clock import Clock
 
-def test_runtimes_take_turns():
-    calls = []
-    runtimes = {name: lambda pixels, name=name: calls.append((name, pixels.sum().item())) for name in ("a", "b")}
-    times = median_times(runtimes, (1, 3, 16, 16), rounds=3)
-    assert list(times) == ["a", "b"]
-    assert all(value >= 0 for value in times.values())
+
+def test_runtimes_take_turns(monkeypatch):
+    calls, clock = [], Clock()
+    monkeypatch.setattr("cts_hf.timing.time", clock)
+
+    def run(name, seconds, pixels):
+        calls.append((name, pixels.sum().item()))
+        clock.wait(100 if len(calls) <= 2 else next(seconds))
+
+    runtimes = {"a": partial(run, "a", iter([1, 2, 9])), "b": partial(run, "b", iter([3, 8, 4]))}
+    # In milliseconds, without the first turns, which nobody times.
+    assert median_times(runtimes, (1, 3, 16, 16), rounds=3) == {"a": 2000, "b": 4000}
     assert [name for name, _ in calls] == ["a", "b", "b", "a"] * 2
     sums = [value for _, value in calls]
     assert sums[::2] == sums[1::2]  # the same images for both

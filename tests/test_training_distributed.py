@@ -31,12 +31,13 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
 
     one, two = (json.loads((tmp_path / folder / "results.json").read_text()) for folder in ("one", "two"))
     assert (one.pop("num_processes"), two.pop("num_processes")) == (1, 2)
-    for name in RUNS:
+    start = torch.load(tmp_path / "one" / "start.pt")
+    for name in RUNS.keys() - {"start"}:
         states = [torch.load(tmp_path / folder / f"{name}.pt") for folder in ("one", "two")]
-        difference = largest_difference(*states)
-        print(f"{name}: largest difference of the weights after 3 steps {difference:.1e}")
-        # AdamW divides by the size of the gradient: where that is almost zero, its rounding shows.
-        assert difference < (1e-4 if name == "adamw" else 1e-6)
+        difference, moved = largest_difference(*states), largest_difference(start, states[0])
+        print(f"{name}: the weights went {moved:.1e} in 3 steps and differ by {difference:.1e}")
+        # SGD goes as far as the gradients are large, and these differ by rounding, about a millionth.
+        assert difference < 1e-3 * moved
     assert (tmp_path / "two" / "sgd" / "checkpoints" / "step_00000003" / "random_states_1.pkl").exists()
     print("mean IoU and policy metrics:", one, two)
     assert one == two

@@ -1,12 +1,14 @@
 import itertools
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
 
 from cts_hf import CtsForSemanticSegmentation
-from cts_hf.data import SquashTransform
+from cts_hf.data import SquashTransform, collate, load_folder
 from cts_hf.training import CheckpointFolder, OptimizationArguments, build_accelerator
 
 from .training_runs import largest_difference, reset_accelerate, train, write_scenes
@@ -14,7 +16,8 @@ from .training_runs import largest_difference, reset_accelerate, train, write_sc
 
 # Dropout and drop path, so that random states matter.
 RANDOM = {"drop_path_rate": 0.3, "decoder_dropout_prob": 0.3}
-DETERMINISTIC = {"drop_path_rate": 0.0, "decoder_dropout_prob": 0.0}
+# Everything shares a token, so that rounding cannot exchange superpatches of almost equal scores.
+DETERMINISTIC = {"drop_path_rate": 0.0, "decoder_dropout_prob": 0.0, "token_reduction": 0.75}
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,12 @@ def scenes(tmp_path_factory):
 def _no_accelerator_left():
     yield
     reset_accelerate()
+
+
+def untrained(scenes, folder, *transform):
+    """The model that training starts from."""
+    options = {"optimizer": "sgd", "learning_rate": 1e-20, "min_lr": 0, "max_steps": 1}
+    return train(scenes, folder, *transform, model_options=DETERMINISTIC, **options)[0]
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +73,31 @@ def test_resumed_runs_end_with_the_same_weights(scenes, uninterrupted, tmp_path,
     assert largest_difference(model.state_dict(), uninterrupted) == 0
 
 
+# What is called for the second checkpoint, of step 4, by a part of its arguments.
 @pytest.mark.parametrize(
-    ("function", "call"),
-    [((torch, "save"), 5), ((torch, "save"), 8), ((os, "replace"), 2)],
-    ids=["early", "late", "renaming"],
+    ("target", "name", "argument"),
+    [
+        (torch, "save", "step_00000004/optimizer.bin"),
+        (torch, "save", "step_00000004/random_states_0.pkl"),
+        (Path, "write_text", "step_00000004/progress.json"),
+        (os, "replace", "checkpoints/step_00000004/model.safetensors"),
+        (os, "replace", "checkpoints/step_00000004/progress.json"),
+    ],
+    ids=["early", "late", "last file", "moving", "moving the last"],
 )
 def test_killed_while_writing_a_checkpoint_resumes_from_the_one_before(
-    scenes, uninterrupted, tmp_path, monkeypatch, function, call
+    scenes, uninterrupted, tmp_path, monkeypatch, target, name, argument
 ):
     options = {"model_options": RANDOM, "max_steps": 6, "save_steps": 2}
+    original = getattr(target, name)
+
+    def killing(*args, **kwargs):
+        if any(str(arg).endswith(argument) for arg in args):
+            raise Killed
+        return original(*args, **kwargs)
+
     with monkeypatch.context() as patch:
-        kill_at(patch, *function, call)
+        patch.setattr(target, name, killing)
         with pytest.raises(Killed):
             train(scenes, tmp_path, **options)
     assert any(path.name.startswith(".unfinished") for path in (tmp_path / "checkpoints").iterdir())
@@ -108,17 +131,20 @@ def test_resuming_from_nothing(scenes, tmp_path, capsys):
     assert "No checkpoint yet: starting anew" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_accumulation_steps_make_the_same_step(scenes, tmp_path, optimizer):
+def test_accumulation_steps_make_the_same_step(scenes, tmp_path):
     # The labels of the scenes ignore different numbers of pixels: a mean of means would not be the same. One batch
     # norm statistic would differ too, so the policy is frozen.
-    options = {"model_options": DETERMINISTIC, "max_steps": 3, "optimizer": optimizer, "max_grad_norm": 0.5}
-    states = [
-        train(scenes, tmp_path / str(parts), gradient_accumulation_steps=parts, **options)[0].state_dict()
+    options = {"model_options": DETERMINISTIC, "optimizer": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.5}
+    start = untrained(scenes, tmp_path).state_dict()
+    whole, halves, quarters = (
+        train(scenes, tmp_path / str(parts), gradient_accumulation_steps=parts, max_steps=3, **options)[0].state_dict()
         for parts in (1, 2, 4)
-    ]
-    assert largest_difference(states[0], states[1]) < 1e-6
-    assert largest_difference(states[0], states[2]) < 1e-6
+    )
+    # SGD goes as far as the gradients are large, and these differ by rounding, about a millionth. (AdamW takes steps
+    # of the size of the learning rate also where a gradient is zero but for rounding, as those of key biases are.)
+    moved = largest_difference(start, whole)
+    assert largest_difference(whole, halves) < 1e-3 * moved
+    assert largest_difference(whole, quarters) < 1e-3 * moved
 
 
 def test_batches_without_any_label_change_nothing(scenes, tmp_path):
@@ -140,24 +166,31 @@ def test_frozen_policies_stay_and_joint_ones_learn(scenes, tmp_path):
         for weight in (0.0, 1.0)
     )
     assert largest_difference(frozen[0].state_dict(), frozen[1].state_dict()) == 0
-    assert largest_difference(joint[0].state_dict(), joint[1].state_dict()) > 1e-4
+    # Parameters alone: the statistics of batch normalization change whatever is learned.
+    parameters = [dict(policy.named_parameters()) for policy in joint]
+    for name in parameters[0]:
+        assert not torch.equal(parameters[0][name], parameters[1][name]), name
 
 
 def test_gradients_are_clipped(scenes, tmp_path):
     one_step = {"max_steps": 1, "optimizer": "sgd", "learning_rate": 1.0, "model_options": DETERMINISTIC}
-    start = train(scenes, tmp_path, **{**one_step, "learning_rate": 1e-20}, min_lr=0)[0]
+    start = untrained(scenes, tmp_path)
     end = train(scenes, tmp_path, **one_step, max_grad_norm=1e-3)[0]
     moved = [(p - q).norm() for p, q in zip(start.parameters(), end.parameters(), strict=True)]
     assert torch.stack(moved).norm().item() == pytest.approx(1e-3, rel=1e-2)
 
 
-@pytest.mark.parametrize("options", [{"mixed_precision": "bf16"}, {"gradient_checkpointing": True}], ids=str)
-def test_cheaper_training_reaches_almost_the_same(scenes, tmp_path, options):
+def test_cheaper_training_reaches_almost_the_same(scenes, tmp_path):
     common = {"max_steps": 2, "optimizer": "sgd", "model_options": DETERMINISTIC}
-    plain = train(scenes, tmp_path, **common)[0]
-    cheaper = train(scenes, tmp_path, **common, **options)[0]
-    assert cheaper.dtype == torch.float32
-    assert largest_difference(plain.state_dict(), cheaper.state_dict()) < 1e-3
+    plain, checkpointed, half = (
+        train(scenes, tmp_path, **common, **options)[0]
+        for options in ({}, {"gradient_checkpointing": True}, {"mixed_precision": "bf16"})
+    )
+    assert largest_difference(plain.state_dict(), checkpointed.state_dict()) == 0  # the same operations, twice
+    assert half.dtype == torch.float32
+    # A bfloat16 has 8 bits, and each of some ten layers rounds: a few percent of the way.
+    moved = largest_difference(untrained(scenes, tmp_path).state_dict(), plain.state_dict())
+    assert 0 < largest_difference(plain.state_dict(), half.state_dict()) < 0.2 * moved
 
 
 def test_the_best_model_is_kept(scenes, tmp_path, monkeypatch):
@@ -194,12 +227,23 @@ class Diary(GeneralTracker):
 
 
 def test_trackers_get_loss_learning_rate_and_metrics(scenes, tmp_path):
+    def transform(image, label, rng):
+        return SquashTransform(64)(image, label, np.random.default_rng(0))  # all flipped alike
+
     diary = Diary()
-    train(scenes, tmp_path, max_steps=2, logging_steps=1, eval_steps=2, learning_rate=1e-3, trackers=[diary])
+    options = {"batch_size": 10, "max_steps": 2, "logging_steps": 1, "eval_steps": 2, "learning_rate": 1e-3}
+    _, task, accelerator = train(
+        scenes, tmp_path / "run", transform, trackers=[diary], model_options=DETERMINISTIC, **options
+    )
     assert [step for step, _ in diary.values] == [1, 2, 2]
-    assert diary.values[0][1]["segmenter/learning_rate"] == pytest.approx(1e-3)
-    assert 0 < diary.values[0][1]["segmenter/loss"] < 10
-    assert 0 <= diary.values[2][1]["segmenter/mean_iou"] <= 1
+    first, _, evaluated = (values for _, values in diary.values)
+    assert first["segmenter/learning_rate"] == pytest.approx(1e-3)
+    # A batch of all the images: the loss is known, but for the order of the sum.
+    rows = load_folder(scenes).train
+    batch = collate([transform(row["image"], row["label"], None) for row in rows])
+    expected = untrained(scenes, tmp_path / "start", transform)(**batch).loss.item()
+    assert first["segmenter/loss"] == pytest.approx(expected, rel=1e-4)
+    assert evaluated["segmenter/mean_iou"] == task.evaluate(accelerator)["mean_iou"]
 
 
 def test_trackers_that_are_not_installed_are_refused(tmp_path):

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 
@@ -76,6 +78,37 @@ def test_values_in_a_recipe_are_checked_as_those_of_the_command_line(tmp_path, c
     with pytest.raises(SystemExit):
         parse_recipe(SEGMENTER, [write(tmp_path / "recipe.yaml", "optimizer: sdg")])
     assert "invalid choice: 'sdg'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batch_size: many", "argument --batch_size: invalid value: 'many' in the recipe"),
+        ("batch_size: [1, 2]", r"argument --batch_size: expected one value in the recipe .*, got \[1, 2\]"),
+        ("batch_size: {a: 1}", "argument --batch_size: invalid value: {'a': 1}"),
+        ("flip: [1", "cannot be read as YAML or JSON in UTF-8"),
+    ],
+)
+def test_values_of_another_type_are_refused(tmp_path, capsys, text, message):
+    with pytest.raises((SystemExit, ValueError)) as refusal:
+        parse_recipe(SEGMENTER, [write(tmp_path / "recipe.yaml", text)])
+    assert re.search(message, capsys.readouterr().err + str(refusal.value))
+
+
+def test_values_never_become_options(tmp_path):
+    text = "data_dir: --overwrite_output_dir\nclasses: [a, --push_to_hub, 'true', -x, '--', '@file']"
+    data, *_, run = parse_recipe(SEGMENTER, [write(tmp_path / "recipe.yaml", text)])
+    assert data.data_dir == "--overwrite_output_dir"
+    assert data.classes == ["a", "--push_to_hub", "true", "-x", "--", "@file"]
+    assert (run.push_to_hub, run.overwrite_output_dir) == (False, False)
+
+
+def test_what_a_run_saves_is_a_recipe_of_the_same_options(tmp_path):
+    data = DataArguments(classes=["-a", "--push_to_hub", "null", "1"], scale_range=[0.5, 1], streaming=True)
+    run = OptimizationArguments(output_dir="-o", learning_rate=1e-7, min_lr=0)
+    arguments = (data, ModelArguments(), PolicyArguments(), PolicySourceArguments(), run)
+    save_recipe(tmp_path, arguments)
+    assert parse_recipe(SEGMENTER, ["--recipe", str(tmp_path / "train.yaml")]) == arguments
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

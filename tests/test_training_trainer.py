@@ -4,7 +4,7 @@ from transformers import Trainer, TrainingArguments
 
 from cts_hf import CtsForSemanticSegmentation, superpatch_targets
 from cts_hf.data import SquashTransform, TrainingSamples, collate, load_segmentation_data
-from cts_hf.metrics import TrainerMeanIoU, preprocess_logits_for_metrics
+from cts_hf.metrics import MeanIoU, TrainerMeanIoU, preprocess_logits_for_metrics
 
 from .models import tiny_model
 from .training_runs import largest_difference, reset_accelerate, write_scenes
@@ -51,8 +51,12 @@ def test_trainer_trains_evaluates_and_saves(data, tmp_path):
     trainer.train()
     assert largest_difference(start, trainer.model.state_dict()) > 0
     history = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
-    assert 0 <= history["eval_mean_iou"] <= 1
-    assert 0 < history["train_loss"] < 5
+    batch, metric = collate([trainer.eval_dataset[index] for index in range(3)]), MeanIoU(data.num_classes)
+    with torch.no_grad():
+        logits = trainer.model.eval()(batch["pixel_values"]).logits
+    predictions = torch.nn.functional.interpolate(logits, size=(64, 64), mode="bilinear").argmax(1)
+    metric.add_batch(predictions=predictions, references=batch["labels"])
+    assert history["eval_mean_iou"] == metric.compute()["mean_iou"]
     trainer.save_model(str(tmp_path / "saved"))
     saved = CtsForSemanticSegmentation.from_pretrained(tmp_path / "saved")
     assert largest_difference(saved.state_dict(), trainer.model.state_dict()) == 0
@@ -60,7 +64,7 @@ def test_trainer_trains_evaluates_and_saves(data, tmp_path):
 
 def test_gradient_accumulation_makes_the_same_steps(data, tmp_path):
     # Every label counts here, so that the mean of the parts' means is the mean of the whole.
-    models = []
+    states = []
     for parts in (1, 2):
         trainer = make_trainer(
             data,
@@ -69,10 +73,14 @@ def test_gradient_accumulation_makes_the_same_steps(data, tmp_path):
             gradient_accumulation_steps=parts,
             optim="sgd",
             learning_rate=0.05,
+            max_grad_norm=0,  # else a loss that is scaled wrongly makes the same step
         )
+        trainer.model.config.token_reduction = 0.75  # rounding cannot exchange superpatches: all of them share
+        start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
         trainer.train()
-        models.append(trainer.model)
-    assert largest_difference(models[0].state_dict(), models[1].state_dict()) < 1e-6
+        states.append(trainer.model.state_dict())
+    # SGD goes as far as the gradients are large, and these differ by rounding, about a millionth.
+    assert largest_difference(*states) < 1e-3 * largest_difference(start, states[0])
 
 
 def test_trainer_trains_a_policy_jointly(data, tmp_path):

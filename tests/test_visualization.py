@@ -110,4 +110,28 @@ def test_panel_grows_with_what_it_shows(segmentation, image):
     legend = prediction_panel(image, segmentation, segmentation, shared, classes=("wall", "floor"))
     assert alone.width < full.width == legend.width
     assert alone.height == full.height < legend.height
-    assert np.asarray(legend).std() > 10
+    assert np.array_equal(legend.crop((0, 0, *full.size)), full)
+
+
+def test_panel_shows_what_its_titles_say(segmentation, image):
+    page = np.asarray(
+        prediction_panel(image, 1 - np.minimum(segmentation, 1), segmentation, np.ones((2, 3), bool), classes="ab")
+    )
+    wall, floor = default_palette(2)
+    # 96 x 64 pixels become 540 x 360, below titles of 30 and within margins of 12.
+    shown = page[12 + 30 :][:360]
+    panels = [shown[:, 12 + index * (540 + 12) :][:, :540] for index in range(4)]
+    assert (panels[0] == (40, 80, 120)).all()
+    for panel, top_left, bottom_right, unlabelled in (
+        (panels[1], wall, floor, IGNORED_COLOUR),
+        (panels[2], floor, wall, wall),
+    ):
+        assert (panel[0, 0] == top_left).all()
+        assert (panel[-1, -1] == bottom_right).all()
+        assert (panel[-1, 0] == unlabelled).all()
+    assert (panels[3] == SHARED_COLOUR).all(-1).any()
+    # Below: a swatch for each class, in their order.
+    swatches = [(page[12 + 30 + 360 + 12 :] == colour).all(-1).nonzero()[1] for colour in (wall, floor)]
+    assert swatches[0].max() < swatches[1].min()
+    for columns in swatches:
+        assert len(columns) == 15 * (columns.max() - columns.min() + 1) == 15**2

@@ -69,8 +69,12 @@ def budget_sweep(
         image, where there are no windows): `input_size` (height and width in pixels), `tokens` (of patches and
         superpatches) and `multiply_adds`. The policy of a result without sharing is "none".
     """
+    # Budgets out of range stay in: `evaluate_sharings` refuses them.
     sharings = [
-        Sharing(policy, budget) for policy in policies for budget in dict.fromkeys(token_reductions) if budget > 0
+        Sharing(policy, budget)
+        for policy in dict.fromkeys(policies)
+        for budget in dict.fromkeys(token_reductions)
+        if budget != 0
     ]
     if 0 in token_reductions:
         sharings.insert(0, Sharing(policies[0], 0))

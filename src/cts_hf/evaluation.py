@@ -13,9 +13,10 @@
 # limitations under the License.
 """Mean IoU of a model on a data set, under any policy and budget, on one process or many."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,10 +28,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from cts_hf.data import IGNORE_INDEX
-from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin, resize_labels, upsampled_argmax
-from cts_hf.inference import Box, InferenceOptions, View, resized_images, same_size_groups, segment, windowed_size
-from cts_hf.metrics import MeanIoU, PolicyMetrics
+from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin, resize_labels
+from cts_hf.inference import InferenceOptions, check_input_sizes, resized_images
+from cts_hf.mean_iou import MeanIoU
+from cts_hf.metrics import PolicyMetrics
 from cts_hf.modeling_cts import CtsForSemanticSegmentation
+from cts_hf.segmentation import PreparedImage, Segmentation, Windows, of_process, segment_batches
 from cts_hf.token_sharing import IGNORED_TARGET, num_shared_superpatches, pad_labels, superpatch_targets
 
 
@@ -53,18 +56,16 @@ class Sharing(NamedTuple):
     token_reduction: float
 
 
-class Sample(NamedTuple):
+class Row(NamedTuple):
     """
-    A row of the data set, ready for the model.
+    What the segmentation of a row of the data set is compared with.
 
     Attributes:
         index: of the row.
-        images: for every scale (1, C, h, w).
         label: (H, W) uint8 class ids at the size of the original image.
     """
 
     index: int
-    images: list[Tensor]
     label: Tensor
 
 
@@ -138,31 +139,78 @@ def evaluate_sharings(
 
     Returns:
         for every sharing, in their order: `policy`, `token_reduction`, `num_images`, all of `MeanIoU.compute`, and
-        where anything is shared all of `PolicyMetrics.compute` under `policy_...`, of the windows that the model saw.
+        where anything is shared all of `PolicyMetrics.compute` under `policy_...`: of the windows that the model saw,
+        by the scores and the choice in its own outputs.
 
     Raises:
-        ValueError: a policy that there is not or that the model has not, a budget out of range, labels that are no
-            class of the model, or an empty data set.
+        ValueError: a policy that there is not or that the model has not, a budget out of range, inputs smaller than a
+            superpatch, labels that are no class of the model, or an empty data set.
     """
     model = _unwrapped(model, accelerator)
     options = options or InferenceOptions()
+    check_input_sizes(options, processor, 2 * model.config.patch_size)
     evaluations = [_Evaluation(model, sharing, options, seed) for sharing in sharings]
-    rank, num_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     # A window's batch never reaches into the next image, so that images can be dealt out one by one.
-    batches = _Batches(dataset, processor, options, options.batch_size if options.is_single_pass else 1)
-    batches = tqdm(
-        batches.of_process(rank, num_processes, num_workers), "evaluating", disable=not show_progress or rank > 0
-    )
+    batch_size = options.batch_size if options.is_single_pass else 1
+    batches = prepared_batches(dataset, processor, options, batch_size, accelerator, num_workers, show_progress)
     was_training = model.training
     model.eval()
     try:
         with accelerator.autocast() if accelerator else nullcontext():
-            for samples in batches:
+            for images in batches:
                 for evaluation in evaluations:
-                    evaluation.update(samples)
+                    evaluation.update(images)
     finally:
         model.train(was_training)
     return [evaluation.compute(accelerator) for evaluation in evaluations]
+
+
+def prepared_batches(
+    dataset: Dataset | IterableDataset,
+    processor: CtsImageProcessingMixin,
+    options: InferenceOptions,
+    batch_size: int = 1,
+    accelerator: "Accelerator | None" = None,
+    num_workers: int = 0,
+    show_progress: bool = False,
+) -> Iterable[list[PreparedImage]]:
+    """
+    The rows of a data set in batches of consecutive ones, those of this process: every row is dealt out once, in
+    batches that do not depend on the number of processes.
+
+    Args:
+        dataset, processor, options, accelerator, num_workers, show_progress: as for `evaluate_sharings`.
+        batch_size: rows in a batch.
+
+    Returns:
+        an iterable; the source of each image is its `Row`.
+    """
+    rows = _Rows(dataset, processor, options)
+    if hasattr(dataset, "__len__"):
+        indices = range(len(dataset))
+        parts = of_process([indices[start : start + batch_size] for start in indices[::batch_size]], accelerator)
+        batches = DataLoader(rows, batch_sampler=parts, collate_fn=list, num_workers=num_workers)
+    else:
+        batches = (
+            [rows.prepare(*row) for row in batch] for batch in of_process(rows.streamed(batch_size), accelerator)
+        )
+    is_main_process = accelerator is None or accelerator.is_main_process
+    return tqdm(batches, "evaluating", disable=not (show_progress and is_main_process))
+
+
+def total_images(num_images: int, device: torch.device, accelerator: "Accelerator | None" = None) -> int:
+    """
+    How many images all processes have evaluated, every one of which has to call this.
+
+    Raises:
+        ValueError: none at all.
+    """
+    total = torch.tensor(num_images, device=device)
+    if accelerator is not None:
+        total = accelerator.reduce(total, reduction="sum")
+    if not total:
+        raise ValueError("The data set is empty: there is nothing to evaluate.")
+    return int(total)
 
 
 class _Evaluation:
@@ -170,7 +218,7 @@ class _Evaluation:
 
     def __init__(self, model: CtsForSemanticSegmentation, sharing: Sharing, options: InferenceOptions, seed: int):
         if sharing.policy not in POLICIES:
-            raise ValueError(f"policy is {sharing.policy!r}, it must be one of {', '.join(POLICIES)}.")
+            raise ValueError(f"`policy` must be one of {', '.join(POLICIES)}, got {sharing.policy!r}: choose one.")
         num_shared_superpatches(sharing.token_reduction, num_patches=0)  # refuses a budget out of range
         if sharing.policy == "learned" and sharing.token_reduction > 0 and model.cts.policy is None:
             raise ValueError(
@@ -180,159 +228,101 @@ class _Evaluation:
         self.model, self.sharing, self.options, self.seed = model, sharing, options, seed
         self.superpatch_size = 2 * model.config.patch_size
         self.mean_iou = MeanIoU(model.config.num_labels, IGNORE_INDEX, model.device)
-        self.policy_metrics = PolicyMetrics()
-        # A process without images has to take part in the exchange nonetheless.
-        nothing = torch.zeros(0, 1, 1, device=model.device)
-        self.policy_metrics.update(nothing, nothing.long(), 0)
+        self.policy_metrics = PolicyMetrics(model.device)
         self.num_images = 0
 
-    def update(self, samples: list[Sample]) -> None:
+    def update(self, images: list[PreparedImage]) -> None:
         """Counts one batch."""
-        self.num_images += len(samples)
-        if not self.options.is_single_pass:
-            for sample in samples:
-                self._count(sample, self._segment_views(sample))
-            return
-        for alike in same_size_groups(samples, [sample.images[0] for sample in samples]):
-            self._segment_whole(alike)
+        scores = None
+        if self.sharing.token_reduction > 0 and self.sharing.policy != "learned":
+            # Of the row alone: neither the batch nor the process it is in changes its numbers.
+            generators = {image.source.index: self._generator(image.source) for image in images}
+            scores = partial(self._scores, generators)
+        for segmentation in segment_batches(
+            self.model,
+            [images],
+            self.options,
+            token_reduction=self.sharing.token_reduction,
+            superpatch_scores=scores,
+        ):
+            self._count(segmentation)
 
     def compute(self, accelerator: "Accelerator | None") -> dict[str, Any]:
-        num_images = torch.tensor(self.num_images, device=self.model.device)
-        if accelerator is not None:
-            num_images = accelerator.reduce(num_images, reduction="sum")
-        if not num_images:
-            raise ValueError("The data set is empty: there is nothing to evaluate.")
-        result = {**self.sharing._asdict(), "num_images": int(num_images), **self.mean_iou.compute(accelerator)}
+        num_images = total_images(self.num_images, self.model.device, accelerator)
+        result = {**self.sharing._asdict(), "num_images": num_images, **self.mean_iou.compute(accelerator=accelerator)}
         if self.sharing.token_reduction > 0:
             policy_metrics = self.policy_metrics.compute(accelerator)
             result.update({f"policy_{name}": value for name, value in policy_metrics.items()})
         return result
 
-    def _segment_whole(self, samples: list[Sample]) -> None:
-        pixel_values = torch.cat([sample.images[0] for sample in samples]).to(self.model.device)
-        size = pixel_values.shape[-2:]
-        scores = None
+    def _count(self, segmentation: Segmentation) -> None:
+        self.num_images += 1
+        row = segmentation.source
+        self.mean_iou.add(prediction=segmentation.class_ids, reference=row.label)
         if self.sharing.token_reduction > 0:
-            targets = [self._targets(self._labels_at(sample, size), [Box(0, 0, *size)]) for sample in samples]
-            noise = [
-                self._noise(self._generator(sample), target.shape)
-                for sample, target in zip(samples, targets, strict=True)
-            ]
-            scores = self._scores(pixel_values, torch.cat(targets), torch.cat(noise))
-        outputs = self.model(
-            pixel_values, superpatch_scores=scores, token_reduction=self.sharing.token_reduction, return_dict=True
-        )
-        for sample, logits in zip(samples, outputs.logits, strict=True):
-            self._count(sample, upsampled_argmax(logits.float(), sample.label.shape))
+            for done in segmentation.passes:
+                # Where the budget of a small image rounds to nothing, the policy does not run.
+                if done.scores is not None:
+                    targets = self._targets(row, done.windows)
+                    self.policy_metrics.update(done.scores, targets, done.shared_superpatches)
 
-    def _segment_views(self, sample: Sample) -> Tensor:
-        generator, views = self._generator(sample), []
-        for image in sample.images:
-            pixel_values = image.to(self.model.device)
-            size = pixel_values.shape[-2:]
-            if self.options.window is not None:
-                size = windowed_size(*size, self.options.window)
-            labels = self._labels_at(sample, size)
-            for flipped in (False, True) if self.options.flip else (False,):
-                if flipped:
-                    pixel_values, labels = pixel_values.flip(-1), labels.flip(-1)
-                scores = partial(self._window_scores, labels, generator) if self.sharing.token_reduction > 0 else None
-                views.append(View(pixel_values, flipped, scores))
-        probabilities = segment(
-            self.model,
-            views,
-            tuple(sample.label.shape),
-            self.options.window,
-            self.options.stride,
-            self.options.batch_size,
-            token_reduction=self.sharing.token_reduction,
-        )
-        return probabilities.argmax(0)
-
-    def _window_scores(
-        self, labels: Tensor, generator: np.random.Generator, windows: Tensor, boxes: list[Box]
-    ) -> Tensor:
-        targets = self._targets(labels, boxes)
-        return self._scores(windows, targets, self._noise(generator, targets.shape))
-
-    def _scores(self, pixel_values: Tensor, targets: Tensor, noise: Tensor) -> Tensor:
-        """Scores (B, Hs, Ws) of the policy for images (B, C, H, W), counted against their targets (B, Hs, Ws)."""
-        if self.sharing.policy == "learned":
-            policy_logits = self.model.cts.policy(pixel_values, return_dict=True).logits
-            scores = policy_logits[:, 1] - policy_logits[:, 0]
-        elif self.sharing.policy == "random":
-            scores = noise
-        else:
+    def _scores(self, generators: dict[int, np.random.Generator], row: Row, windows: Windows) -> Tensor:
+        """Scores (B, Hs, Ws) of the random policy or of the ground truth."""
+        targets = self._targets(row, windows)
+        # Uniform in [-0.5, 0.5).
+        noise = generators[row.index].random(targets.shape, dtype=np.float32) - 0.5
+        scores = torch.from_numpy(noise).to(targets.device)
+        if self.sharing.policy == "oracle":
             # One class first, several last, ignored ones between. Equals come in random order: the order of the grid
             # would favour the top of the image.
-            scores = noise + torch.where(targets == IGNORED_TARGET, 0, 2 * targets - 1)
-        num_shared = num_shared_superpatches(self.sharing.token_reduction, 4 * targets[0].numel())
-        self.policy_metrics.update(scores, targets, num_shared)
+            scores = scores + torch.where(targets == IGNORED_TARGET, 0, 2 * targets - 1)
         return scores
 
-    def _targets(self, labels: Tensor, boxes: list[Box]) -> Tensor:
-        """Superpatch targets (len(boxes), Hs, Ws) of parts of labels (H, W)."""
-        parts = torch.stack([labels[box.top : box.bottom, box.left : box.right] for box in boxes])
+    def _targets(self, row: Row, windows: Windows) -> Tensor:
+        """Superpatch targets (B, Hs, Ws) of windows."""
+        labels = resize_labels(row.label.to(self.model.device), windows.size)
+        if windows.flipped:
+            labels = labels.flip(-1)
+        parts = torch.stack([labels[box.top : box.bottom, box.left : box.right] for box in windows.boxes])
         parts = pad_labels(parts, self.superpatch_size, IGNORE_INDEX)
         return superpatch_targets(parts, self.superpatch_size, IGNORE_INDEX)
 
-    def _labels_at(self, sample: Sample, size: tuple[int, int]) -> Tensor:
-        return resize_labels(sample.label.to(self.model.device), size)
-
-    def _generator(self, sample: Sample) -> np.random.Generator:
-        # Of the row alone: neither the batch nor the process it is in changes its numbers.
-        return np.random.default_rng([self.seed, sample.index])
-
-    def _noise(self, generator: np.random.Generator, shape: torch.Size) -> Tensor:
-        """Uniform in [-0.5, 0.5)."""
-        return torch.from_numpy(generator.random(shape, dtype=np.float32) - 0.5).to(self.model.device)
-
-    def _count(self, sample: Sample, segmentation: Tensor) -> None:
-        self.mean_iou.update(segmentation, sample.label)
+    def _generator(self, row: Row) -> np.random.Generator:
+        return np.random.default_rng([self.seed, row.index])
 
 
-class _Batches:
-    """The prepared rows of a data set in batches of consecutive ones."""
+class _Rows:
+    """The prepared rows of a data set."""
 
     def __init__(
-        self,
-        dataset: Dataset | IterableDataset,
-        processor: CtsImageProcessingMixin,
-        options: InferenceOptions,
-        batch_size: int,
+        self, dataset: Dataset | IterableDataset, processor: CtsImageProcessingMixin, options: InferenceOptions
     ):
-        self.dataset, self.processor, self.options, self.batch_size = dataset, processor, options, batch_size
+        self.dataset, self.processor, self.options = dataset, processor, options
 
-    def __getitem__(self, index: int) -> Sample:
-        return self._prepare(index, self.dataset[index])
+    def __getitem__(self, index: int) -> PreparedImage:
+        return self.prepare(index, self.dataset[index])
 
-    def of_process(self, rank: int, num_processes: int, num_workers: int):
-        """Every `num_processes`-th batch, from number `rank` on: an iterable, with a length where there is one."""
-        if not hasattr(self.dataset, "__len__"):
-            return self._streamed(rank, num_processes)
-        starts = range(rank * self.batch_size, len(self.dataset), num_processes * self.batch_size)
-        batches = [range(start, min(start + self.batch_size, len(self.dataset))) for start in starts]
-        return DataLoader(self, batch_sampler=batches, collate_fn=list, num_workers=num_workers)
-
-    def _streamed(self, rank: int, num_processes: int) -> Iterator[list[Sample]]:
-        batch = []
-        for index, row in enumerate(self.dataset):
-            if index // self.batch_size % num_processes != rank:
-                continue
-            batch.append(self._prepare(index, row))
-            if (index + 1) % self.batch_size == 0:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-    def _prepare(self, index: int, row: dict[str, Image.Image]) -> Sample:
+    def prepare(self, index: int, row: dict[str, Image.Image]) -> PreparedImage:
         label = torch.from_numpy(np.array(row["label"]))
-        return Sample(index, resized_images(row["image"], self.processor, self.options), label)
+        inputs = resized_images(row["image"], self.processor, self.options)
+        return PreparedImage(Row(index, label), inputs, tuple(label.shape))
+
+    def streamed(self, batch_size: int) -> Iterator[list[tuple[int, dict[str, Image.Image]]]]:
+        rows = enumerate(self.dataset)
+        while batch := list(islice(rows, batch_size)):
+            yield batch
 
 
 def _unwrapped(model: CtsForSemanticSegmentation, accelerator: "Accelerator | None") -> CtsForSemanticSegmentation:
     return model if accelerator is None else accelerator.unwrap_model(model)
 
 
-__all__ = ["POLICIES", "Sharing", "evaluate_segmentation", "evaluate_sharings"]
+__all__ = [
+    "POLICIES",
+    "Row",
+    "Sharing",
+    "evaluate_segmentation",
+    "evaluate_sharings",
+    "prepared_batches",
+    "total_images",
+]

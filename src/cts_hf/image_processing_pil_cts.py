@@ -24,6 +24,8 @@ from transformers.image_utils import ChannelDimension, ImageInput, PILImageResam
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
+from .image_processing_inputs_cts import check_images, check_resized_size, open_wide_picture, white_level
+
 
 if TYPE_CHECKING:
     # Not used, but what a file imports relatively is saved with it: a checkpoint needs the code of both backends.
@@ -34,6 +36,9 @@ _AUTO_MAP = {
     "torchvision": "image_processing_cts.CtsImageProcessor",
     "pil": "image_processing_pil_cts.CtsImageProcessorPil",
 }
+
+# The options that say which values images have.
+_VALUE_OPTIONS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean")
 
 IGNORE_INDEX = 255  # label of pixels that belong to no class, and of padding
 
@@ -163,7 +168,8 @@ class CtsImageProcessingMixin:
         batch (or to `pad_size`), unless `do_pad=False`: then a list stays a list.
 
         Args:
-            images (`ImageInput`): an image or a list of them, as PIL images, arrays, tensors, paths or addresses.
+            images (`ImageInput`): an image or a list of them, as PIL images, arrays, tensors, paths or addresses (of
+                which transformers opens 16-bit grey ones as white pictures where it uses Pillow).
             segmentation_maps (`ImageInput`, *optional*): for each image a map of integer class ids of its size. Paths
                 are no use here, because they are opened as RGB.
             kwargs: any of the processor's options, for this call.
@@ -176,7 +182,9 @@ class CtsImageProcessingMixin:
               one image was padded.
 
         Raises:
-            `ValueError`: for segmentation maps that do not fit the images, and for options without a meaning here.
+            `ValueError`: for segmentation maps that do not fit the images, for options without a meaning here, for
+            values that the options do not expect (from 0 to 255 to be rescaled, else from 0 to 1; 16-bit values are
+            scaled), and for images so long and narrow that they would have over 2**24 pixels once resized.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
@@ -203,9 +211,14 @@ class CtsImageProcessingMixin:
         device: "str | torch.device | None" = None,
         **kwargs,
     ) -> BatchFeature:
+        white = white_level(**{name: kwargs[name] for name in _VALUE_OPTIONS})
+        images = check_images(self._prepare_images_structure(images), white, do_convert_rgb)
         images = self._prepare_image_like_inputs(
             images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
         )  # each (num_channels, height, width)
+        if kwargs["do_resize"] and kwargs["size"].shortest_edge and not kwargs["size"].longest_edge:
+            for i, image in enumerate(images):
+                check_resized_size(image.shape[-2:], kwargs["size"].shortest_edge, f"Image {i}")
         if segmentation_maps is not None:
             segmentation_maps = self._prepare_image_like_inputs(
                 segmentation_maps, expected_ndims=2, input_data_format=ChannelDimension.FIRST, device=device
@@ -231,6 +244,11 @@ class CtsImageProcessingMixin:
         if segmentation_maps is not None:
             data["labels"] = [labels[0] for labels in data["labels"]]
         return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def fetch_images(self, image_url_or_urls):
+        if isinstance(image_url_or_urls, str) and (image := open_wide_picture(image_url_or_urls)) is not None:
+            return image
+        return super().fetch_images(image_url_or_urls)
 
     def _prepare_labels(self, segmentation_map, size: tuple[int, int], do_reduce_labels: bool | None) -> torch.Tensor:
         """Segmentation map `(1, height, width)`, array or tensor, to int64 labels `(1, *size)`."""

@@ -16,6 +16,7 @@ Segmentation of whole images: sliding windows, several scales and flips. The rul
 al., ICCV 2021; https://github.com/rstrudel/segmenter), so that published numbers can be compared.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin, upsample
-from cts_hf.modeling_cts import CtsForSemanticSegmentation
+from cts_hf.modeling_cts import CtsForSemanticSegmentation, CtsSemanticSegmenterOutput
 
 
 class Box(NamedTuple):
@@ -41,6 +42,8 @@ class Box(NamedTuple):
 Item = TypeVar("Item")
 # From windows (B, C, h, w) and their places to scores (B, Hs, Ws), in place of the model's policy.
 WindowScores = Callable[[Tensor, list[Box]], Tensor]
+# Is told of each forward pass: the places of its windows, the scores that were given, and the model's outputs.
+Observer = Callable[[list[Box], Tensor | None, CtsSemanticSegmenterOutput], None]
 
 
 @dataclass
@@ -52,11 +55,13 @@ class View:
         pixel_values: (1, C, H, W), as the image processor gives them.
         flipped: whether left and right are exchanged.
         superpatch_scores: what shares tokens in its windows; None leaves that to the model's policy.
+        observer: is told what the model did with its windows.
     """
 
     pixel_values: Tensor
     flipped: bool = False
     superpatch_scores: WindowScores | None = None
+    observer: Observer | None = None
 
 
 @dataclass
@@ -80,21 +85,53 @@ class InferenceOptions:
     batch_size: int = field(default=8, metadata={"help": "Images, or windows of one image, in a forward pass."})
 
     def __post_init__(self):
-        for name in ("shortest_edge", "window", "stride", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, it must be at least 1.")
-        if not self.scales or any(scale <= 0 for scale in self.scales):
-            raise ValueError(f"scales is {self.scales}, it must hold one or more factors above 0, such as 1.")
+        for name in ("shortest_edge", "window", "stride"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name))
+        _check_positive("batch_size", self.batch_size)
+        if not isinstance(self.scales, list | tuple) or not self.scales or not all(map(_is_factor, self.scales)):
+            raise ValueError(
+                f"`scales` must be one or more finite numbers above 0, got {self.scales!r}: give factors such as 1.0."
+            )
         if self.window is None and self.stride is not None:
-            raise ValueError(f"stride is {self.stride} but there are no windows: give window too, or no stride.")
+            raise ValueError(f"`stride` must be unset without `window`, got {self.stride}: give `window`, too.")
         if self.window is not None:
-            _check_windows(self.window, self.stride or self.window)
+            _check_stride(self.stride or self.window, self.window)
 
     @property
     def is_single_pass(self) -> bool:
         """Whether an image is a single input of the model, so that images can be batched."""
         return self.window is None and len(self.scales) == 1 and not self.flip
+
+
+def check_input_sizes(options: InferenceOptions, processor: CtsImageProcessingMixin, superpatch_size: int) -> None:
+    """
+    Refuses options whose inputs are smaller than a superpatch, before any image is read.
+
+    Args:
+        options: how images are segmented.
+        processor: its size is that of scale 1, unless `options` have a `shortest_edge`.
+        superpatch_size: side of the model's superpatches in pixels, the least that it takes.
+
+    Raises:
+        ValueError: a window, or the shorter side of a resized image, that is smaller than a superpatch.
+    """
+    if options.window is not None:
+        if options.window < superpatch_size:
+            raise ValueError(
+                f"`window` must be at least {superpatch_size} pixels, a superpatch of this model, got "
+                f"{options.window}: choose larger windows."
+            )
+        return
+    size = _size_at_scale_1(processor, options)
+    if size is None:
+        return  # that of each image
+    smallest = {name: _scaled(length, min(options.scales)) for name, length in size.items()}
+    if min(smallest.values()) < superpatch_size:
+        raise ValueError(
+            f"Images must be resized to at least {superpatch_size} pixels, a superpatch of this model, got {smallest} "
+            f"at scale {min(options.scales):g}: choose a larger `shortest_edge` or larger `scales`."
+        )
 
 
 def resized_images(
@@ -112,17 +149,12 @@ def resized_images(
         for every scale float32 (1, C, H, W).
     """
     options = options or InferenceOptions()
-    if options.shortest_edge is not None:
-        size = {"shortest_edge": options.shortest_edge}
-    elif processor.do_resize:
-        size = {name: length for name, length in dict(processor.size).items() if length is not None}
-    else:
-        size = {"height": image.height, "width": image.width}
+    size = _size_at_scale_1(processor, options) or {"height": image.height, "width": image.width}
     return [
         processor(
             image,
             do_resize=True,
-            size={name: max(1, round(length * scale)) for name, length in size.items()},
+            size={name: _scaled(length, scale) for name, length in size.items()},
             return_tensors="pt",
         ).pixel_values
         for scale in options.scales
@@ -173,6 +205,7 @@ def sliding_window_logits(
     stride: int,
     batch_size: int = 8,
     superpatch_scores: WindowScores | None = None,
+    observer: Observer | None = None,
     **model_kwargs: Any,
 ) -> Tensor:
     """
@@ -189,6 +222,7 @@ def sliding_window_logits(
         batch_size: windows in a forward pass.
         superpatch_scores: called with windows (B, C, window, window) and their places in the (enlarged) image, it
             gives scores (B, Hs, Ws) in place of the model's policy.
+        observer: is told what the model did in each forward pass.
         model_kwargs: for the model's forward, such as `token_reduction`.
 
     Returns:
@@ -197,9 +231,10 @@ def sliding_window_logits(
     Raises:
         ValueError: more than one image, or a window, stride or batch size out of range.
     """
-    _check_windows(window, stride)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, it must be at least 1.")
+    _check_positive("window", window)
+    _check_positive("stride", stride)
+    _check_stride(stride, window)
+    _check_positive("batch_size", batch_size)
     _check_single(pixel_values)
     height, width = windowed_size(*pixel_values.shape[-2:], window)
     if (height, width) != pixel_values.shape[-2:]:
@@ -209,9 +244,8 @@ def sliding_window_logits(
     boxes = window_boxes(height, width, window, stride)
     for start in range(0, len(boxes), batch_size):
         batch = boxes[start : start + batch_size]
-        for box, window_logits in zip(
-            batch, _forward(model, pixel_values, batch, superpatch_scores, model_kwargs), strict=True
-        ):
+        logits = _forward(model, pixel_values, batch, superpatch_scores, observer, model_kwargs)
+        for box, window_logits in zip(batch, logits, strict=True):
             if total is None:
                 total = window_logits.new_zeros(len(window_logits), height, width)
                 count = window_logits.new_zeros(height, width)
@@ -255,10 +289,19 @@ def segment(
         if window is None:
             _check_single(view.pixel_values)
             whole = Box(0, 0, *view.pixel_values.shape[-2:])
-            logits = _forward(model, view.pixel_values, [whole], view.superpatch_scores, model_kwargs)[0]
+            logits = _forward(model, view.pixel_values, [whole], view.superpatch_scores, view.observer, model_kwargs)[
+                0
+            ]
         else:
             logits = sliding_window_logits(
-                model, view.pixel_values, window, stride or window, batch_size, view.superpatch_scores, **model_kwargs
+                model,
+                view.pixel_values,
+                window,
+                stride or window,
+                batch_size,
+                view.superpatch_scores,
+                view.observer,
+                **model_kwargs,
             )
         logits = upsample(logits, size)
         if view.flipped:
@@ -270,7 +313,7 @@ def segment(
 
 
 def with_flips(views: Sequence[View]) -> list[View]:
-    """The views, and each one mirrored. Only for views without scores of their own."""
+    """The views, and each one mirrored. Only for views without scores and observers of their own."""
     return [
         version for view in views for version in (view, View(view.pixel_values.flip(-1), flipped=not view.flipped))
     ]
@@ -281,19 +324,48 @@ def _forward(
     pixel_values: Tensor,
     boxes: list[Box],
     superpatch_scores: WindowScores | None,
+    observer: Observer | None,
     model_kwargs: dict[str, Any],
 ) -> Tensor:
     windows = torch.cat([pixel_values[:, :, box.top : box.bottom, box.left : box.right] for box in boxes])
+    scores = None
     if superpatch_scores is not None:
-        model_kwargs = {**model_kwargs, "superpatch_scores": superpatch_scores(windows, boxes)}
-    return model(windows, **model_kwargs).logits.float()
+        scores = superpatch_scores(windows, boxes)
+        model_kwargs = {**model_kwargs, "superpatch_scores": scores}
+    outputs = model(windows, **model_kwargs)
+    if observer is not None:
+        observer(boxes, scores, outputs)
+    return outputs.logits.float()
 
 
-def _check_windows(window: int, stride: int) -> None:
-    if window < 1:
-        raise ValueError(f"window is {window}, it must be at least 1, the side of a sliding window in pixels.")
-    if not 1 <= stride <= window:
-        raise ValueError(f"stride is {stride}, it must be 1 to {window}, the window: else pixels lie in no window.")
+def _size_at_scale_1(processor: CtsImageProcessingMixin, options: InferenceOptions) -> dict[str, int] | None:
+    """What images are resized to, as an image processor takes it; None keeps the size of each."""
+    if options.shortest_edge is not None:
+        return {"shortest_edge": options.shortest_edge}
+    if processor.do_resize:
+        return {name: length for name, length in dict(processor.size).items() if length is not None}
+    return None
+
+
+def _scaled(length: int, scale: float) -> int:
+    return max(1, round(length * scale))
+
+
+def _check_positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` must be a whole number, 1 or more, got {value!r}: correct it.")
+
+
+def _check_stride(stride: int, window: int) -> None:
+    if stride > window:
+        raise ValueError(
+            f"`stride` must be 1 to {window}, the window, got {stride}: choose a smaller one, as some pixels would "
+            "lie in no window."
+        )
+
+
+def _is_factor(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 def _check_single(pixel_values: Tensor) -> None:
@@ -307,8 +379,10 @@ def _check_single(pixel_values: Tensor) -> None:
 __all__ = [
     "Box",
     "InferenceOptions",
+    "Observer",
     "View",
     "WindowScores",
+    "check_input_sizes",
     "resized_images",
     "same_size_groups",
     "segment",

@@ -22,15 +22,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from cts_hf.data.folder import IMAGE_SUFFIXES
-from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin, upsampled_argmax
-from cts_hf.inference import InferenceOptions, View, resized_images, same_size_groups, segment, with_flips
+from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin
+from cts_hf.inference import InferenceOptions, resized_images
 from cts_hf.modeling_cts import CtsForSemanticSegmentation
+from cts_hf.pictures import PictureError, find_pictures, printable, read_picture
+from cts_hf.segmentation import PreparedImage, of_process, segment_batches
 from cts_hf.visualization import default_palette, draw_sharing_grid, overlay
 
 
@@ -63,23 +65,21 @@ def find_images(folder: str | Path) -> dict[str, Path]:
     The image files in a folder and the folders below it, sorted by name: the path in the folder without suffix.
 
     Raises:
-        ValueError: no images, or two of the same name, whose results would have one name too.
+        ValueError: no folder, no images, two of the same name, whose results would have one name too, or folders that
+            are found twice or cannot be listed.
     """
-    folder = Path(folder)
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
-    images: dict[str, Path] = {}
-    twins = []
-    for path in paths:
-        if path.name.startswith("."):
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in images:
-            twins.append(f"{path} and {images[name]}")
-        images[name] = path
-    if twins:
-        raise ValueError(f"These have one name, and so would their results: {'; '.join(twins)}. Rename one of each.")
+    if not Path(folder).is_dir():
+        raise ValueError(f"There is no folder {printable(folder)}: give one that holds images.")
+    images, problems = find_pictures(folder, IMAGE_SUFFIXES)
+    if problems:
+        raise ValueError(
+            f"Every image in {printable(folder)} must have a name of its own, for its results: {'; '.join(problems)}. "
+            "Rename or remove these."
+        )
     if not images:
-        raise ValueError(f"There are no images in {folder}: it must hold {', '.join(sorted(IMAGE_SUFFIXES))} files.")
+        raise ValueError(
+            f"There are no images in {printable(folder)}: it must hold {', '.join(sorted(IMAGE_SUFFIXES))} files."
+        )
     return images
 
 
@@ -121,9 +121,8 @@ def predict_files(
     """
     options = options or InferenceOptions()
     _check_outputs(outputs, options)
-    rank, num_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     # Dealt out before looking at what is done, which other processes change.
-    names = list(images)[rank::num_processes]
+    names = of_process(list(images), accelerator)
     writer = _Writer(Path(output_dir), outputs, model.config)
     pending = {name: images[name] for name in names if not writer.is_done(name)}
     reader = DataLoader(
@@ -131,12 +130,13 @@ def predict_files(
     )
     problems = []
     with accelerator.autocast() if accelerator else nullcontext():
-        for batch in tqdm(reader, "predicting", disable=rank > 0):
+        is_main_process = accelerator is None or accelerator.is_main_process
+        for batch in tqdm(reader, "predicting", disable=not is_main_process):
             problems += [read.problem for read in batch if read.problem]
             good = [read for read in batch if not read.problem]
             for read, segmentation, shared in _segmentations(model, good, token_reduction, options):
                 writer.write(read, segmentation, shared)
-    return sorted(gather_object(problems) if num_processes > 1 else problems)
+    return sorted(gather_object(problems) if accelerator and accelerator.num_processes > 1 else problems)
 
 
 class _Images(torch.utils.data.Dataset):
@@ -149,10 +149,9 @@ class _Images(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> ReadImage:
         name, path = self.images[index]
         try:
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return ReadImage(name, problem=f"{path}: cannot be read as a picture ({error})")
+            image = read_picture(path)
+        except PictureError as error:
+            return ReadImage(name, problem=str(error))
         return ReadImage(name, image, resized_images(image, self.processor, self.options))
 
 
@@ -198,28 +197,10 @@ def _segmentations(
     options: InferenceOptions,
 ) -> Iterator[tuple[ReadImage, Tensor, Tensor | None]]:
     """Of each image its class ids (H, W) and, where there is a single grid, its shared superpatches (Hs, Ws)."""
-    if not options.is_single_pass:
-        for read in batch:
-            views = [View(pixel_values.to(model.device)) for pixel_values in read.inputs]
-            if options.flip:
-                views = with_flips(views)
-            size = (read.image.height, read.image.width)
-            probabilities = segment(
-                model,
-                views,
-                size,
-                options.window,
-                options.stride,
-                options.batch_size,
-                token_reduction=token_reduction,
-            )
-            yield read, probabilities.argmax(0), None
-        return
-    for alike in same_size_groups(batch, [read.inputs[0] for read in batch]):
-        pixel_values = torch.cat([read.inputs[0] for read in alike]).to(model.device)
-        outputs = model(pixel_values, token_reduction=token_reduction, return_dict=True)
-        for read, logits, shared in zip(alike, outputs.logits, outputs.shared_superpatches, strict=True):
-            yield read, upsampled_argmax(logits.float(), (read.image.height, read.image.width)), shared
+    images = [PreparedImage(read, read.inputs, (read.image.height, read.image.width)) for read in batch]
+    for segmentation in segment_batches(model, [images], options, token_reduction=token_reduction):
+        shared = segmentation.passes[0].shared_superpatches[0] if options.is_single_pass else None
+        yield segmentation.source, segmentation.class_ids, shared
 
 
 def _check_outputs(outputs: Sequence[str], options: InferenceOptions) -> None:

@@ -31,10 +31,10 @@ from .model_card import model_card
 from .normalization import check_normalization
 
 
+WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+CODE_FILES = ("configuration_cts.py", "image_processing*_cts.py", "modeling_cts*.py", "token_sharing.py")
 _PUBLISHED = (
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
+    *WEIGHT_FILES,
     "config.json",
     "preprocessor_config.json",
     "train.yaml",
@@ -42,10 +42,7 @@ _PUBLISHED = (
     "README.md",
     "LICENSE",
     "*.png",
-    "configuration_cts.py",
-    "image_processing*_cts.py",
-    "modeling_cts*.py",
-    "token_sharing.py",
+    *CODE_FILES,
 )
 _REQUIRED = ("config.json", "preprocessor_config.json", "README.md")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")

@@ -39,3 +39,48 @@ def test_where_the_data_lies_has_to_be_clear(tmp_path):
         load("--dataset", "ade20k")
     with pytest.raises(DataError, match="not for 'scenes'"):
         load("--dataset", "scenes", "--data_dir", tmp_path)
+
+
+def test_a_data_dir_that_is_not_there_is_refused(tmp_path):
+    for data_dir in (tmp_path / "absent", "absent"):
+        with pytest.raises(DataError, match=r"`data_dir` must be a folder that exists, got .*absent"):
+            load("--data_dir", data_dir)
+        with pytest.raises(DataError, match=r"`data_dir` must be a folder that exists, got .*absent"):
+            load("--data_dir", data_dir, "--dataset", "ade20k")
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    write_label(tmp_path / "labels" / "val" / "a.png", [1])
+    with pytest.raises(DataError, match=f"There is no folder {tmp_path / 'images'}. The layout"):
+        load("--data_dir", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--ignore_index", 7], "ignore_index"),
+        (["--reduce_labels"], "reduce_labels"),
+        (["--classes", "cat", "dog"], "classes"),
+        (["--streaming"], "streaming"),
+        (["--dataset_config", "small"], "config_name"),
+    ],
+)
+def test_options_that_a_data_set_does_not_have_are_refused(options, name):
+    with pytest.raises(DataError, match=rf"load_scenes has no options \['{name}'\].* Leave out others"):
+        load(*options)
+
+
+def test_classes_of_a_folder_are_those_of_its_file(tmp_path):
+    write_image(tmp_path / "images" / "val" / "a.png")
+    write_label(tmp_path / "labels" / "val" / "a.png", [0])
+    with pytest.raises(DataError, match=r"load_folder has no options \['classes'\]"):
+        load("--data_dir", tmp_path, "--classes", "cat", "dog")
+
+
+def test_ignore_index_is_an_id(tmp_path, capsys):
+    write_label(tmp_path / "labels" / "val" / "a.png", [0])
+    with pytest.raises(DataError, match="`ignore_index` must be an id of label files, which are 8-bit, got 300"):
+        load("--data_dir", tmp_path, "--ignore_index", 300)
+    with pytest.raises(SystemExit):
+        load("--data_dir", tmp_path, "--ignore_index", "x")
+    assert "invalid int value: 'x'" in capsys.readouterr().err

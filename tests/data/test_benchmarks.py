@@ -13,6 +13,7 @@
 # limitations under the License.
 import numpy as np
 import pytest
+from PIL import Image
 
 from cts_hf.data import DataError, load_segmentation_data
 from cts_hf.data.ade20k import ADE20K_CLASSES
@@ -119,6 +120,34 @@ def test_every_problem_is_listed_at_once(name, request):
     assert "2 problems" in message
     assert f"{train}: is 13x8" in message
     assert val.name.split(".")[0].removesuffix("_leftImg8bit") in message
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cityscapes"])
+def test_hidden_files_are_skipped(name, request):
+    root = request.getfixturevalue(name)
+    for path in list(root.rglob("*.jpg")) + list(root.rglob("*_leftImg8bit.png")):
+        path.with_name(f"._{path.name}").write_text("what macOS adds to archives")
+    assert len(load_segmentation_data(name, root).train) == 1
+
+
+def test_a_byte_order_mark_is_no_part_of_a_listed_name(pascal_context):
+    listing = pascal_context / "VOCdevkit/VOC2010/ImageSets/SegmentationContext/train.txt"
+    listing.write_text("2008_000002\n", encoding="utf-8-sig")
+    assert load_segmentation_data("pascal_context", pascal_context).train["name"][:] == ["2008_000002"]
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "pascal_context"])
+def test_bombs_are_named(name, request, monkeypatch):
+    root = request.getfixturevalue(name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    with pytest.raises(DataError, match=r"cannot be read as a picture \(Image size \(96 pixels\) exceeds limit"):
+        load_segmentation_data(name, root)
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "pascal_context"])
+def test_a_missing_folder_is_named(name, tmp_path):
+    with pytest.raises(DataError, match=f"There is no folder {tmp_path / 'absent'}"):
+        load_segmentation_data(name, tmp_path / "absent")
 
 
 @pytest.mark.parametrize("name", ["ade20k", "cityscapes", "pascal_context"])

@@ -11,6 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -104,7 +106,7 @@ def test_every_problem_is_listed_at_once(folder):
         "no_image.png: no image file",
         "large.png is 12x8 pixels",
         "ids.png: label ids [3, 9]",
-        "twice.png: has the same name",
+        "twice.jpg have the same name",
         "colour.png: the label picture has mode RGB",
         "torn.jpg: cannot be read",
         "text.png: cannot be read",
@@ -122,16 +124,112 @@ def test_an_empty_folder_is_told_the_layout(tmp_path):
         load_folder(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "sky\n\nroad\n", "sky\nsky\nroad\n"])
-def test_a_bad_list_of_classes_is_refused(folder, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "got 0 names"),
+        ("sky\n\nroad\n", r"blank ones at \[2\]"),
+        ("sky\nsky\nroad\n", r"repeated ones \['sky'\]"),
+        ("sky\ngreen car\ngreen \t car\n", r"repeated ones \['green car'\]"),
+        ("\n".join(map(str, range(300))), "at most 255 classes, got 300: label files are 8-bit"),
+    ],
+)
+def test_a_bad_list_of_classes_is_refused(folder, text, message):
     (folder / "classes.txt").write_text(text)
-    with pytest.raises(DataError, match="one class name a line"):
+    with pytest.raises(DataError, match=f"classes.txt, one class name a line, must name .*{message}"):
         load_folder(folder)
 
 
-def test_ignore_index_must_fit_a_label_file(folder):
-    with pytest.raises(DataError, match="ignore_index is -1, it must be 0 to 255"):
-        load_folder(folder, ignore_index=-1)
+def test_a_byte_order_mark_is_no_part_of_a_name(folder):
+    (folder / "classes.txt").write_text("sky\nroad\ngreen car\n", encoding="utf-8-sig")
+    assert load_folder(folder, ignore_index=7).classes == ("sky", "road", "green car")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+def test_a_list_of_classes_in_another_encoding_is_refused(folder, encoding):
+    (folder / "classes.txt").write_text("stra\xdfe\nroad\ngreen car\n", encoding=encoding)
+    with pytest.raises(DataError, match=r"classes\.txt must be text in UTF-8, got another encoding: save it as"):
+        load_folder(folder, ignore_index=7)
+
+
+def test_linked_folders_are_read(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write_image(elsewhere / "images/d.jpg")
+    write_label(elsewhere / "labels/d.png", [0])
+    for kind in ("images", "labels"):
+        (folder / kind / "train" / "linked").symlink_to(elsewhere / kind)
+        (folder / kind / "train" / "deep" / "back").symlink_to(folder / kind / "train")
+    assert load_folder(folder, ignore_index=7).train["name"][:] == ["a", "deep/b", "linked/d"]
+
+
+def test_a_folder_that_is_linked_twice_is_a_problem(folder):
+    for kind in ("images", "labels"):
+        (folder / kind / "train" / "again").symlink_to(folder / kind / "train" / "deep")
+    with pytest.raises(DataError, match=r"(?s)2 problems .*train/deep and .*train/again are the same folder"):
+        load_folder(folder, ignore_index=7)
+
+
+def test_hidden_folders_are_skipped(folder):
+    write_image(folder / "images/train/.ipynb_checkpoints/a-checkpoint.jpg")
+    write_image(folder / "images/.ipynb_checkpoints/a-checkpoint.jpg")
+    write_label(folder / "labels/.git/a.png", [0])
+    write_label(folder / "labels/val/__MACOSX/c.png", [0])
+    assert list(load_folder(folder, ignore_index=7).splits) == ["train", "val"]
+
+
+def test_sixteen_bit_images_are_scaled(folder):
+    (folder / "images/train/a.jpg").unlink()
+    levels = np.arange(96, dtype=np.uint8).reshape(8, 12) * 2
+    Image.fromarray(levels * np.uint16(257)).save(folder / "images/train/a.png")
+    image = load_folder(folder, ignore_index=7).train[0]["image"]
+    assert np.array_equal(image, Image.fromarray(levels).convert("RGB"))
+
+
+def test_pictures_without_a_certain_meaning_and_bombs_are_problems(folder, monkeypatch):
+    (folder / "images/train/a.jpg").unlink()
+    Image.fromarray(np.full((8, 12), 0.5, np.float32)).save(folder / "images/train/a.tif")
+    write_image(folder / "images/val/c.jpg", size=(64, 64))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with pytest.raises(DataError) as error:
+        load_folder(folder, ignore_index=7)
+    message = str(error.value)
+    assert "2 problems" in message
+    assert "a.tif: cannot be read as a picture (A picture of mode 'F' must have values from 0 to 255" in message
+    assert "c.jpg: cannot be read as a picture (Image size (4096 pixels) exceeds limit" in message
+
+
+def test_a_file_that_breaks_later_is_named_when_its_row_is_read(folder):
+    data = load_folder(folder, ignore_index=7)
+    for kind, path in (("image", folder / "images/train/a.jpg"), ("label", folder / "labels/val/c.png")):
+        path.write_text("no picture")
+        rows = data.train if kind == "image" else data.validation
+        with pytest.raises(DataError, match=f": the {kind} {path} cannot be read as a picture"):
+            rows[0]
+
+
+def test_names_that_are_no_utf8_are_problems(folder):
+    strange = os.fsdecode(b"\xff")
+    write_image(folder / f"images/train/{strange}.jpg")
+    write_label(folder / f"labels/train/{strange}.png", [0])
+    with pytest.raises(DataError, match=r"(?s)2 problems .*\\udcff\.jpg: must have a name in UTF-8") as error:
+        load_folder(folder, ignore_index=7)
+    str(error.value).encode()  # can be printed
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_a_missing_folder_of_pictures_is_named(folder, kind):
+    (folder / kind).rename(folder / "pictures")
+    with pytest.raises(DataError, match=f"There is no folder {folder / kind}. The layout"):
+        load_segmentation_data(folder)
+
+
+@pytest.mark.parametrize("ignore_index", [-1, 256, 300, "7", 7.0, True, None])
+def test_ignore_index_must_fit_a_label_file(folder, ignore_index):
+    message = (
+        f"`ignore_index` must be an id of label files, which are 8-bit, got {ignore_index!r}: pass a whole number"
+    )
+    with pytest.raises(DataError, match=message):
+        load_folder(folder, ignore_index=ignore_index)
 
 
 @pytest.mark.parametrize(("ignore_index", "reduce_labels", "name"), [(0, False, "sky"), (3, True, "green car")])

@@ -23,9 +23,10 @@ def run_script(monkeypatch, path, arguments):
 
 def load_script(monkeypatch, path):
     """A script as a module, for as long as the test runs."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"example_{path.stem}"  # `evaluate` and others are packages, too
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, path.stem, module)  # dataclasses look their module up
+    monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 

@@ -86,6 +86,6 @@ def test_mmsegmentation_with_a_policy(monkeypatch, tmp_path):
     run_main(monkeypatch, "convert_checkpoint.py", **options, dataset="ade20k", num_attention_heads=2)
     model = CtsForSemanticSegmentation.from_pretrained(tmp_path / "out")
     expected = reference.decode_head(reference.backbone(random_images()))
-    torch.testing.assert_close(model(random_images()).logits, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model(random_images()).logits, expected, rtol=0, atol=1e-4)
     assert model.config.id2label == dict(enumerate(ADE20K_CLASSES))
     assert model(random_images(), token_reduction=0.3).policy_logits is not None

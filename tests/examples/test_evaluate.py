@@ -1,7 +1,6 @@
 import json
 
 import pytest
-import torch
 from PIL import Image
 
 from cts_hf import CtsImageProcessor
@@ -61,7 +60,8 @@ def test_sweep_in_windows(monkeypatch, options):
     ]
     assert results[0]["num_images"] == 2
     assert results[0]["input_size"] == [48, 48]
-    assert Image.open(options["output_dir"] / "evaluation.png").width > 1000
+    with Image.open(options["output_dir"] / "evaluation.png") as picture:
+        picture.load()
 
 
 def test_enlarged_images_have_more_tokens(monkeypatch, options):
@@ -69,22 +69,108 @@ def test_enlarged_images_have_more_tokens(monkeypatch, options):
     assert read(options["output_dir"])["results"][0]["input_size"] == [128, 128]
 
 
-def test_another_data_set_or_split_is_refused(monkeypatch, options, folders, tmp_path):
-    with pytest.raises(SystemExit, match="no split 'train', the data set has test"):
-        run_main(monkeypatch, "evaluate.py", **{**options, "split": "train"})
+def test_another_data_set_is_refused(monkeypatch, options, tmp_path):
     tiny_model(num_labels=3).save_pretrained(tmp_path / "other")
     CtsImageProcessor().save_pretrained(tmp_path / "other")
     with pytest.raises(SystemExit, match="The data set has 10 classes, the model 3"):
         run_main(monkeypatch, "evaluate.py", **{**options, "model": tmp_path / "other"})
 
 
-@pytest.fixture
-def one_thread():
-    """As `accelerate launch` gives each process: other numbers of threads may round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def refuse_to_load(*_, **__):
+    raise AssertionError("a model was loaded")
+
+
+def test_what_is_wrong_is_said_before_a_model_is_loaded(monkeypatch, options, tmp_path):
+    monkeypatch.setattr("cts_hf.CtsForSemanticSegmentation.from_pretrained", refuse_to_load)
+    with pytest.raises(SystemExit, match="no split 'train', the data set has test"):
+        run_main(monkeypatch, "evaluate.py", **{**options, "split": "train"})
+    monkeypatch.setattr("cts_hf.data.arguments.DatasetArguments.load", refuse_to_load)
+    (tmp_path / "notes").write_text("of the user")
+    with pytest.raises(ValueError, match="notes must be a folder that can be written to"):
+        run_main(monkeypatch, "evaluate.py", **{**options, "output_dir": tmp_path / "notes"})
+    assert (tmp_path / "notes").read_text() == "of the user"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"token_reduction": ["0.3", "nan"]}, "`token_reduction` must be between 0 .* got nan"),
+        ({"token_reduction": "inf"}, "`token_reduction` must be between 0 .* got inf"),
+        ({"max_samples": 0}, "`max_samples` must be at least 1, got 0"),
+        ({"num_workers": -1}, "`num_workers` must be at least 0, got -1"),
+        ({"seed": -1}, "`seed` must be at least 0, got -1"),
+        ({"scales": ["1.0", "nan"]}, r"`scales` must be one or more finite numbers above 0, got \[1.0, nan\]"),
+        ({"shortest_edge": 0}, "`shortest_edge` must be a whole number, 1 or more, got 0"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number, 1 or more, got 0"),
+        ({"window": 32, "stride": 0}, "`stride` must be a whole number, 1 or more, got 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_first(monkeypatch, options, more, message):
+    monkeypatch.setattr("cts_hf.data.arguments.DatasetArguments.load", refuse_to_load)
+    with pytest.raises(ValueError, match=message):
+        run_main(monkeypatch, "evaluate.py", **{**options, **more})
+    assert not options["output_dir"].exists()
+
+
+def test_windows_smaller_than_a_superpatch_are_refused_before_images_are_read(monkeypatch, options):
+    monkeypatch.setattr("cts_hf.evaluation.resized_images", lambda *_: pytest.fail("an image was read"))
+    with pytest.raises(ValueError, match="`window` must be at least 16 pixels"):
+        run_main(monkeypatch, "evaluate.py", **options, window=15)
+
+
+def test_more_images_than_there_are_is_all_of_them(monkeypatch, options):
+    run_main(monkeypatch, "evaluate.py", **options, max_samples=6)
+    assert read(options["output_dir"])["results"][0]["num_images"] == 5
+
+
+def test_only_earlier_results_are_replaced_and_only_if_asked(monkeypatch, options):
+    folder = options["output_dir"]
+    run = {**options, "max_samples": 1}
+    run_main(monkeypatch, "evaluate.py", **run, token_reduction=[0, 0.3])
+    assert (folder / "evaluation.png").exists()
+    with pytest.raises(ValueError, match=r"evaluation.json, evaluation.png of an earlier run: .* --overwrite"):
+        run_main(monkeypatch, "evaluate.py", **run)
+    assert len(read(folder)["results"]) == 2
+    run_main(monkeypatch, "evaluate.py", **run, overwrite_output_dir=True)
+    assert len(read(folder)["results"]) == 1
+    assert not (folder / "evaluation.png").exists()  # which was of the two
+
+    (folder / "evaluation.png").write_text("of the user")
+    with pytest.raises(ValueError, match=r"holds evaluation.png, which this run would replace"):
+        run_main(monkeypatch, "evaluate.py", **run, overwrite_output_dir=True)
+    assert (folder / "evaluation.png").read_text() == "of the user"
+
+
+def test_results_are_printed_and_saved_before_they_are_drawn(monkeypatch, capsys, options):
+    def fail(*_):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("cts_hf.budget_sweep.plot_sweep", fail)
+    with pytest.raises(RuntimeError, match="no fonts"):
+        run_main(monkeypatch, "evaluate.py", **options, token_reduction=[0, 0.3], max_samples=1)
+    assert "| learned |             0.3 |" in capsys.readouterr().out
+    assert len(read(options["output_dir"])["results"]) == 2
+    assert {path.name for path in options["output_dir"].iterdir() if not path.name.startswith(".cts_hf")} == {
+        "evaluation.json"
+    }
+
+
+def test_results_that_cannot_be_saved_are_printed(monkeypatch, capsys, options):
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("cts_hf.budget_sweep.to_json", fail)
+    with pytest.raises(OSError, match="no space left"):
+        run_main(monkeypatch, "evaluate.py", **options, max_samples=1)
+    assert "IoU of sky: " in capsys.readouterr().out
+
+
+def test_nothing_of_the_machine_is_saved(monkeypatch, options):
+    run_main(monkeypatch, "evaluate.py", **options, max_samples=1)
+    written = read(options["output_dir"])
+    assert written.keys() == {"settings", "classes", "results"}
+    typed = {str(value) for value in options.values()}
+    assert {value for value in written["settings"].values() if "/" in str(value)} <= typed
 
 
 # Five images are three batches of two; one image leaves a process without any.

@@ -22,6 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
 from cts_hf.data.ade20k import load_ade20k
 from cts_hf.data.base import IGNORE_INDEX, DataError, SegmentationData
 from cts_hf.data.cityscapes import load_cityscapes
@@ -36,6 +39,7 @@ from cts_hf.data.transforms import (
     TrainTransform,
     collate,
 )
+from cts_hf.pictures import printable
 
 
 __all__ = [
@@ -80,6 +84,7 @@ def load_segmentation_data(
     if name in BENCHMARKS:
         if data_dir is None:
             raise DataError(f"{name!r} needs data_dir, the folder that its official download was unpacked in.")
+        _refuse_missing(data_dir)
         return _call(BENCHMARKS[name], options, data_dir)
     if data_dir is not None:
         raise DataError(
@@ -90,13 +95,26 @@ def load_segmentation_data(
     path = Path(name_or_path)
     if (path / "images").is_dir() or (path / "labels").is_dir():
         return _call(load_folder, options, path)
-    if path.is_absolute() and not path.exists():
-        raise DataError(f"There is no folder {path}.")
+    if not _is_hub_id(name):
+        _refuse_missing(path)
     return _call(load_hub, options, name)
+
+
+def _refuse_missing(folder: str | Path) -> None:
+    if not Path(folder).is_dir():
+        raise DataError(f"There is no folder {printable(folder)}: give one that holds a data set.")
+
+
+def _is_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _call(reader: Callable[..., SegmentationData], options: dict[str, Any], *args: Any) -> SegmentationData:
     allowed = list(inspect.signature(reader).parameters)[len(args) :]
     if unknown := sorted(options.keys() - set(allowed)):
-        raise DataError(f"{reader.__name__} has no options {unknown}; it has {allowed or 'none'}.")
+        raise DataError(f"{reader.__name__} has no options {unknown}; it has {allowed or 'none'}. Leave out others.")
     return reader(*args, **options)

@@ -16,7 +16,7 @@
 from pathlib import Path
 
 from cts_hf.data.base import SegmentationData, label_lookup, parse_names, parse_palette
-from cts_hf.data.benchmark import Source, read_benchmark
+from cts_hf.data.benchmark import Source, files_by_name, read_benchmark
 
 
 # The first name that the benchmark's objectInfo150.txt gives to each class.
@@ -75,8 +75,8 @@ def load_ade20k(data_dir: str | Path) -> SegmentationData:
         root = root / "ADEChallengeData2016"
     sources = {
         split: Source(
-            images={path.stem: path for path in (root / "images" / folder).glob("*.jpg")},
-            labels={path.stem: path for path in (root / "annotations" / folder).glob("*.png")},
+            images=files_by_name(root / "images" / folder, "*", ".jpg"),
+            labels=files_by_name(root / "annotations" / folder, "*", ".png"),
         )
         for split, folder in FOLDERS.items()
     }

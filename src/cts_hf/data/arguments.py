@@ -13,9 +13,10 @@
 # limitations under the License.
 """Which data set, as command-line options that all example scripts share."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
-from cts_hf.data import BENCHMARKS, IGNORE_INDEX, SegmentationData, load_segmentation_data
+from cts_hf.data import IGNORE_INDEX, DataError, SegmentationData, load_segmentation_data
 
 
 @dataclass
@@ -58,20 +59,14 @@ class DatasetArguments:
 
     def load(self) -> SegmentationData:
         """Opens the data set; raises `cts_hf.data.DataError` that lists everything wrong with it."""
-        if self.dataset in BENCHMARKS:
-            return load_segmentation_data(self.dataset, data_dir=self.data_dir)
-        ids = {"ignore_index": self.ignore_index, "reduce_labels": self.reduce_labels}
-        if self.dataset is None and self.data_dir is not None:
-            return load_segmentation_data(self.data_dir, **ids)
-        if self.dataset in (None, "scenes"):
-            return load_segmentation_data("scenes", data_dir=self.data_dir)
-        return load_segmentation_data(
-            self.dataset,
-            data_dir=self.data_dir,
-            config_name=self.dataset_config,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            classes=self.classes,
-            streaming=self.streaming,
-            **ids,
-        )
+        # Options of other data sets are refused where they were given, rather than ignored.
+        defaults = {option.name: option.default for option in fields(DatasetArguments)}
+        options = {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
+        dataset, data_dir = options.pop("dataset", None), options.pop("data_dir", None)
+        if "dataset_config" in options:
+            options["config_name"] = options.pop("dataset_config")
+        if data_dir is not None and not Path(data_dir).is_dir():
+            raise DataError(f"`data_dir` must be a folder that exists, got {data_dir!r}: correct it.")
+        if dataset is None and data_dir is not None:
+            return load_segmentation_data(data_dir, **options)
+        return load_segmentation_data(dataset or "scenes", data_dir, **options)

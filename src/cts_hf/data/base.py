@@ -13,13 +13,16 @@
 # limitations under the License.
 """What every data set reader of this package returns, and how stored label ids become class ids."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, Value
 from PIL import Image as PILImage
+
+from cts_hf.pictures import UNREADABLE, printable, to_rgb
 
 
 IGNORE_INDEX = 255
@@ -31,6 +34,10 @@ Palette = tuple[tuple[int, int, int], ...]
 
 class DataError(ValueError):
     """A data set that cannot be trained on as it is; the message lists everything that is wrong with it."""
+
+
+class NoIdsError(DataError):
+    """A label picture that cannot hold class ids."""
 
 
 class Pair(NamedTuple):
@@ -59,8 +66,7 @@ class SegmentationData:
     palette: Palette | None = None
 
     def __post_init__(self):
-        if not 1 <= len(self.classes) <= MAX_CLASSES:
-            raise DataError(f"A data set needs 1 to {MAX_CLASSES} classes, this one has {len(self.classes)}.")
+        check_classes(self.classes, "`classes`")
         if self.palette is not None and len(self.palette) != len(self.classes):
             raise DataError(f"{len(self.palette)} colours for {len(self.classes)} classes: give one colour a class.")
 
@@ -86,6 +92,30 @@ class SegmentationData:
         """The split called `val` or `validation`."""
         return self._first_split("val", "validation")
 
+    def split(self, name: str) -> Dataset | IterableDataset:
+        """The split of this name; raises `DataError` if there is none."""
+        if name not in self.splits:
+            raise DataError(f"There is no split {name!r}, the data set has {', '.join(self.splits)}.")
+        return self.splits[name]
+
+    def evaluation_rows(self, split: str | None = None, max_rows: int | None = None) -> Dataset | IterableDataset:
+        """
+        The rows to evaluate on.
+
+        Args:
+            split: name of a split; that for validation if it is `None`.
+            max_rows: only so many of its first rows, if it has more.
+
+        Raises:
+            DataError: no such split, or one without rows.
+        """
+        rows = self.validation if split is None else self.split(split)
+        if isinstance(rows, IterableDataset):
+            return rows if max_rows is None else rows.take(max_rows)
+        if not len(rows):
+            raise DataError(f"The split {split or 'for validation'} is empty: there is nothing to evaluate.")
+        return rows if max_rows is None else rows.take(min(max_rows, len(rows)))
+
     def _first_split(self, *names: str) -> Dataset | IterableDataset:
         for name in names:
             if name in self.splits:
@@ -110,8 +140,7 @@ def label_lookup(num_classes: int, ignore_index: int = IGNORE_INDEX, reduce_labe
     """
     if not 1 <= num_classes <= MAX_CLASSES:
         raise DataError(f"num_classes is {num_classes}, it must be 1 to {MAX_CLASSES}: label files are 8-bit.")
-    if not 0 <= ignore_index <= 255:
-        raise DataError(f"ignore_index is {ignore_index}, it must be 0 to 255: label files are 8-bit.")
+    check_ignore_index(ignore_index)
     lookup = np.full(256, UNKNOWN_ID, dtype=np.int16)
     first = 1 if reduce_labels else 0
     lookup[first : first + num_classes] = np.arange(num_classes)
@@ -122,11 +151,57 @@ def label_lookup(num_classes: int, ignore_index: int = IGNORE_INDEX, reduce_labe
     return lookup
 
 
+def check_ignore_index(ignore_index: int) -> None:
+    """Refuses what is no id of a label file. For readers to call before they read anything."""
+    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool) or not 0 <= ignore_index <= 255:
+        raise DataError(
+            f"`ignore_index` must be an id of label files, which are 8-bit, got {ignore_index!r}: pass a whole number "
+            "from 0 to 255."
+        )
+
+
+def check_classes(classes: Sequence[str], place: str) -> None:
+    """
+    Refuses names of classes that are none, too many, blank, or given twice, however many blanks are in them.
+
+    Args:
+        classes: name of every class, in the order of their ids.
+        place: where they are named, for the message.
+    """
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise DataError(f"{place} must be a list of names, got {classes!r}: pass one string for each class.")
+    names = [" ".join(name.split()) for name in classes]
+    blank = [number for number, name in enumerate(names, start=1) if not name]
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if not names or blank or twice:
+        raise DataError(
+            f"{place} must name every class once, got {len(names)} names, blank ones at {blank or 'none'}, repeated "
+            f"ones {twice or 'none'}: give one name for each id, in their order."
+        )
+    if len(names) > MAX_CLASSES:
+        raise DataError(
+            f"{place} must name at most {MAX_CLASSES} classes, got {len(names)}: label files are 8-bit, and 255 is "
+            "always ignored. Leave out or merge classes, in the label files too."
+        )
+
+
+def read_text(path: Path) -> str:
+    """The text of a small UTF-8 file; editors of Windows mark these at their start (BOM), which is no text."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    # UTF-16 may well decode: every other byte of Latin letters is 0.
+    if "\0" in text:
+        raise DataError(f"{printable(path)} must be text in UTF-8, got another encoding: save it as UTF-8.")
+    return text
+
+
 def stored_ids(label: PILImage.Image) -> np.ndarray:
     """The ids of a label picture, (H, W) of an integer type; a palette picture gives indices, not colours."""
     ids = np.asarray(label)
     if ids.ndim != 2 or ids.dtype.kind not in "bui":
-        raise DataError(f"the label picture has mode {label.mode}: it must have one channel that holds class ids")
+        raise NoIdsError(f"the label picture has mode {label.mode}: it must have one channel that holds class ids")
     return ids
 
 
@@ -140,7 +215,10 @@ def unknown_ids(ids: np.ndarray, lookup: np.ndarray) -> list[int]:
 
 class ExampleReader:
     """
-    Turns decoded rows into the rows that `SegmentationData` promises; for `Dataset.with_transform`.
+    Turns stored rows into the rows that `SegmentationData` promises; for `Dataset.with_transform`.
+
+    Rows hold pictures as `datasets.Image(decode=False)` gives them. They are decoded here, so that an error says which
+    one is broken, and pictures of more than 8 bits become neither white nor black.
 
     Args:
         lookup: (256,) table of `label_lookup`.
@@ -150,25 +228,67 @@ class ExampleReader:
         self.lookup = lookup
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
-        if "label" not in rows:
-            return rows
-        names = rows.get("name", [f"row {index}" for index in range(len(rows["label"]))])
-        labels = [self._read_label(name, label) for name, label in zip(names, rows["label"], strict=True)]
-        for name, image, label in zip(names, rows.get("image", labels), labels, strict=True):
-            if image.size != label.size:
-                raise DataError(f"{name}: the image is {_by(image.size)} and its label is {_by(label.size)} pixels.")
-        return {**rows, "label": labels}
+        pictures = {column: rows[column] for column in ("image", "label") if column in rows}
+        count = len(next(iter(pictures.values()), ()))
+        names = rows.get("name", [f"row {index}" for index in range(count)])
+        read = {"image": self._read_image, "label": self._read_label}
+        for column, stored in pictures.items():
+            pictures[column] = [read[column](name, value) for name, value in zip(names, stored, strict=True)]
+        if len(pictures) == 2:
+            for name, image, label in zip(names, *pictures.values(), strict=True):
+                if image.size != label.size:
+                    raise DataError(
+                        f"{name}: the image is {_by(image.size)} and its label is {_by(label.size)} pixels."
+                    )
+        return {**rows, **pictures}
 
-    def _read_label(self, name: str, label: PILImage.Image) -> PILImage.Image:
+    def _read_image(self, name: str, stored: dict[str, Any]) -> PILImage.Image:
+        picture = decode(name, "image", stored)
         try:
-            ids = stored_ids(label)
-        except DataError as error:
-            raise DataError(f"{name}: {error}.") from error
+            return to_rgb(picture)
+        except UNREADABLE as error:
+            raise DataError(f"{_place(name, 'image', stored)}: {error}") from error
+
+    def _read_label(self, name: str, stored: dict[str, Any]) -> PILImage.Image:
+        ids = decode_ids(name, stored)
         class_ids = self.lookup.take(ids, mode="clip")
         if class_ids.min() == UNKNOWN_ID or ids.max() >= len(self.lookup):
             unknown = unknown_ids(ids, self.lookup)
             raise DataError(f"{name}: label ids {unknown} are no class of this data set. {allowed_ids(self.lookup)}")
         return PILImage.fromarray(class_ids.astype(np.uint8))
+
+
+def decode(name: str, kind: str, stored: dict[str, Any] | None) -> PILImage.Image:
+    """
+    A picture as a data set stores it, decoded and upright.
+
+    Args:
+        name: of its row, for messages.
+        kind: "image" or "label".
+        stored: what `datasets.Image(decode=False)` gives.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    if stored is None:
+        raise DataError(f"{name}: there is no {kind}. Remove this row.")
+    try:
+        return Image().decode_example(stored)
+    except UNREADABLE as error:
+        reason = error or type(error).__name__
+        raise DataError(f"{_place(name, kind, stored)} cannot be read as a picture ({reason}).") from error
+
+
+def decode_ids(name: str, stored: dict[str, Any] | None) -> np.ndarray:
+    """The ids of a stored label picture, as `stored_ids`; errors name the row."""
+    try:
+        return stored_ids(decode(name, "label", stored))
+    except NoIdsError as error:
+        raise DataError(f"{name}: {error}.") from error
+
+
+def _place(name: str, kind: str, stored: dict[str, Any]) -> str:
+    return f"{name}: the {kind} {stored['path']}" if stored["path"] else f"{name}: the {kind}"
 
 
 def allowed_ids(lookup: np.ndarray) -> str:
@@ -186,7 +306,8 @@ def dataset_of_pairs(pairs: list[Pair], lookup: np.ndarray) -> Dataset:
         "label": [str(pair.label.absolute()) for pair in pairs],
         "name": [pair.name for pair in pairs],
     }
-    features = Features({"image": Image(mode="RGB"), "label": Image(), "name": Value("string")})
+    stored = Image(decode=False)  # the reader decodes
+    features = Features({"image": stored, "label": stored, "name": Value("string")})
     return Dataset.from_dict(columns, features=features).with_transform(ExampleReader(lookup))
 
 

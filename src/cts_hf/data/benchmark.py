@@ -21,6 +21,7 @@ from datasets import DatasetDict
 
 from cts_hf.data.base import DataError, dataset_of_pairs
 from cts_hf.data.checks import check_headers, match_files, raise_problems
+from cts_hf.pictures import is_hidden
 
 
 class Source(NamedTuple):
@@ -28,6 +29,15 @@ class Source(NamedTuple):
 
     images: dict[str, Path]
     labels: dict[str, Path]
+
+
+def files_by_name(folder: Path, pattern: str, ending: str) -> dict[str, Path]:
+    """The files that `pattern` and `ending` match below `folder`, hidden ones left out, by name without `ending`."""
+    return {
+        path.name.removesuffix(ending): path
+        for path in folder.glob(pattern + ending)
+        if not any(map(is_hidden, path.relative_to(folder).parts))
+    }
 
 
 def read_benchmark(root: Path, sources: dict[str, Source], lookup: np.ndarray, layout: str) -> DatasetDict:

@@ -21,7 +21,9 @@ import numpy as np
 from PIL import ExifTags
 from PIL import Image as PILImage
 
-from cts_hf.data.base import DataError, Pair, allowed_ids, stored_ids, unknown_ids
+from cts_hf.data.base import DataError, NoIdsError, Pair, allowed_ids, stored_ids, unknown_ids
+from cts_hf.image_processing_inputs_cts import to_eight_bit
+from cts_hf.pictures import UNREADABLE, printable, unreadable
 
 
 # Orientations that turn a picture by 90 degrees: the decoded picture has width and height exchanged.
@@ -34,12 +36,16 @@ def match_files(images: dict[str, Path], labels: dict[str, Path]) -> tuple[list[
     Pairs image and label files of the same name.
 
     Returns:
-        the pairs sorted by name, and one line for every file that has no counterpart.
+        the pairs sorted by name, and one line for every file that has no counterpart or cannot be stored in a data
+        set, whose texts are UTF-8.
     """
     pairs = [Pair(name, images[name], labels[name]) for name in sorted(images.keys() & labels.keys())]
-    lonely = [f"{images[name]}: no label file for this image" for name in sorted(images.keys() - labels.keys())]
-    lonely += [f"{labels[name]}: no image file for this label" for name in sorted(labels.keys() - images.keys())]
-    return pairs, lonely
+    without_label, without_image = sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
+    problems = [f"{printable(images[name])}: no label file for this image" for name in without_label]
+    problems += [f"{printable(labels[name])}: no image file for this label" for name in without_image]
+    strange = [path for pair in pairs for path in (pair.image, pair.label) if printable(path) != str(path)]
+    problems += [f"{printable(path)}: must have a name in UTF-8, rename it" for path in strange]
+    return [pair for pair in pairs if not {pair.image, pair.label}.intersection(strange)], problems
 
 
 def check_headers(pairs: Sequence[Pair]) -> list[str]:
@@ -75,7 +81,7 @@ def raise_problems(root: Path, problems: list[str], hint: str) -> None:
     """Raises a `DataError` that lists all `problems`, if there are any, and says how to go on."""
     if problems:
         counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise DataError("\n".join([f"{counted} in {root}:", *(f"  {line}" for line in problems), hint]))
+        raise DataError("\n".join([f"{counted} in {printable(root)}:", *(f"  {line}" for line in problems), hint]))
 
 
 def _header_problems(pair: Pair) -> list[str]:
@@ -84,8 +90,8 @@ def _header_problems(pair: Pair) -> list[str]:
         try:
             with PILImage.open(path) as picture:
                 sizes.append(_upright_size(picture))
-        except (OSError, SyntaxError, ValueError) as error:
-            problems.append(_unreadable(path, error))
+        except UNREADABLE as error:
+            problems.append(unreadable(path, error))
     return problems or _size_problems(pair, *sizes)
 
 
@@ -98,20 +104,17 @@ def _content_problems(pair: Pair) -> tuple[list[str], np.ndarray | None]:
             # A JPEG decoded at an eighth of its size reads every byte of the file in a fraction of the time.
             image.draft("RGB", (1, 1))
             image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        problems.append(_unreadable(pair.image, error))
+            to_eight_bit(image)
+    except UNREADABLE as error:
+        problems.append(unreadable(pair.image, error))
     try:
         with PILImage.open(pair.label) as label:
             return problems, np.unique(stored_ids(label))
-    except DataError as error:
+    except NoIdsError as error:
         problems.append(f"{pair.label}: {error}")
-    except (OSError, SyntaxError, ValueError) as error:
-        problems.append(_unreadable(pair.label, error))
+    except UNREADABLE as error:
+        problems.append(unreadable(pair.label, error))
     return problems, None
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    return f"{path}: cannot be read as a picture ({error})"
 
 
 def _upright_size(picture: PILImage.Image) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from cts_hf.data.base import IGNORE_INDEX, UNKNOWN_ID, SegmentationData, label_lookup, parse_palette
-from cts_hf.data.benchmark import Source, read_benchmark
+from cts_hf.data.benchmark import Source, files_by_name, read_benchmark
 
 
 # Name, id in *_labelIds.png and colour, in the order of the train ids.
@@ -72,21 +72,18 @@ def load_cityscapes(data_dir: str | Path) -> SegmentationData:
             sizes.
     """
     root = Path(data_dir)
-    has_label_ids = any(root.glob(f"gtFine/*/*/*{LABEL_IDS_ENDING}"))
+    has_label_ids = bool(files_by_name(root / "gtFine", "*/*/*", LABEL_IDS_ENDING))
     ending = LABEL_IDS_ENDING if has_label_ids else TRAIN_IDS_ENDING
     sources = {
         split: Source(
-            images=_files(root / "leftImg8bit" / split, IMAGE_ENDING), labels=_files(root / "gtFine" / split, ending)
+            images=files_by_name(root / "leftImg8bit" / split, "*/*", IMAGE_ENDING),
+            labels=files_by_name(root / "gtFine" / split, "*/*", ending),
         )
         for split in ("train", "val")
     }
     lookup = _label_id_lookup() if has_label_ids else label_lookup(len(CITYSCAPES_CLASSES))
     splits = read_benchmark(root, sources, lookup, LAYOUT)
     return SegmentationData(splits=splits, classes=CITYSCAPES_CLASSES, palette=CITYSCAPES_PALETTE)
-
-
-def _files(folder: Path, ending: str) -> dict[str, Path]:
-    return {path.name.removesuffix(ending): path for path in folder.glob(f"*/*{ending}")}
 
 
 def _label_id_lookup() -> np.ndarray:

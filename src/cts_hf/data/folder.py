@@ -18,15 +18,26 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict
 
-from cts_hf.data.base import IGNORE_INDEX, DataError, Pair, SegmentationData, dataset_of_pairs, label_lookup
+from cts_hf.data.base import (
+    IGNORE_INDEX,
+    DataError,
+    Pair,
+    SegmentationData,
+    check_classes,
+    check_ignore_index,
+    dataset_of_pairs,
+    label_lookup,
+    read_text,
+)
 from cts_hf.data.checks import check_contents, id_problems, match_files, raise_problems
+from cts_hf.pictures import find_pictures, is_hidden
 
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 LABEL_SUFFIXES = frozenset({".png"})
 
 LAYOUT = """The layout of a folder data set is
-  images/<split>/NAME.jpg   any picture format; folders below <split> are allowed
+  images/<split>/NAME.jpg   any picture format; folders and links to folders below <split> are allowed
   labels/<split>/NAME.png   same size, one channel, the class id of every pixel
   classes.txt               optional: one class name a line, line 1 is id 0
 with splits such as train, val and test."""
@@ -55,14 +66,15 @@ def load_folder(
             sizes, and label file with ids that have no class. If `ignore_index` is the id of a class in `classes.txt`.
     """
     root = Path(data_dir)
+    check_ignore_index(ignore_index)
     splits, problems = _find_pairs(root)
+    classes = _read_classes(root / "classes.txt")
+    if classes is not None:
+        _refuse_named_ignore_index(root / "classes.txt", classes, ignore_index, reduce_labels)
     contents, ids_of_files = check_contents([pair for pairs in splits.values() for pair in pairs])
     problems += contents
-    classes = _read_classes(root / "classes.txt")
     if classes is None:
         classes = _count_classes(ids_of_files, ignore_index, reduce_labels)
-    else:
-        _refuse_named_ignore_index(root / "classes.txt", classes, ignore_index, reduce_labels)
     lookup = label_lookup(len(classes), ignore_index, reduce_labels)
     unknown_ids = id_problems(ids_of_files, lookup)
     hint = ID_HINT if unknown_ids else ""
@@ -73,14 +85,18 @@ def load_folder(
 
 def _find_pairs(root: Path) -> tuple[dict[str, list[Pair]], list[str]]:
     kinds = {"images": IMAGE_SUFFIXES, "labels": LABEL_SUFFIXES}
-    names = {folder.name for kind in kinds for folder in (root / kind).glob("*/") if folder.is_dir()}
+    if missing := [kind for kind in kinds if not (root / kind).is_dir()]:
+        raise DataError(f"There is no folder {' and no '.join(str(root / kind) for kind in missing)}. {LAYOUT}")
+    names = {folder.name for kind in kinds for folder in (root / kind).iterdir() if folder.is_dir()}
     splits, problems = {}, []
-    for split in sorted(names):
+    for split in sorted(name for name in names if not is_hidden(name)):
         found = []
         for kind, suffixes in kinds.items():
-            files, twins = _files_by_name(root / kind / split, suffixes)
+            files = {}
+            if (root / kind / split).is_dir():
+                files, twins = find_pictures(root / kind / split, suffixes)
+                problems += twins
             found.append(files)
-            problems += twins
         pairs, lonely = match_files(*found)
         problems += lonely
         if pairs:
@@ -90,30 +106,12 @@ def _find_pairs(root: Path) -> tuple[dict[str, list[Pair]], list[str]]:
     return splits, problems
 
 
-def _files_by_name(folder: Path, suffixes: frozenset[str]) -> tuple[dict[str, Path], list[str]]:
-    files, twins = {}, []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in files:
-            twins.append(f"{path}: has the same name as {files[name]}")
-        files[name] = path
-    return files, twins
-
-
 def _read_classes(path: Path) -> tuple[str, ...] | None:
     if not path.exists():
         return None
-    classes = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
-    blank = [number for number, name in enumerate(classes, start=1) if not name]
-    twice = sorted({name for name in classes if name and classes.count(name) > 1})
-    if not classes or blank or twice:
-        raise DataError(
-            f"{path} must hold one class name a line, each one once: {len(classes)} lines, "
-            f"empty lines {blank or 'none'}, repeated names {twice or 'none'}."
-        )
-    return tuple(classes)
+    classes = tuple(line.strip() for line in read_text(path).rstrip().splitlines())
+    check_classes(classes, f"{path}, one class name a line,")
+    return classes
 
 
 def _refuse_named_ignore_index(path: Path, classes: tuple[str, ...], ignore_index: int, reduce_labels: bool) -> None:

@@ -18,9 +18,19 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, load_dataset
+from datasets.exceptions import DatasetsError
 from tqdm.auto import tqdm
 
-from cts_hf.data.base import IGNORE_INDEX, DataError, ExampleReader, SegmentationData, label_lookup, stored_ids
+from cts_hf.data.base import (
+    IGNORE_INDEX,
+    DataError,
+    ExampleReader,
+    SegmentationData,
+    check_classes,
+    check_ignore_index,
+    decode_ids,
+    label_lookup,
+)
 
 
 def load_hub(
@@ -54,12 +64,22 @@ def load_hub(
         the splits as they are called there. Names are `<split>_<row>`, rows of a stream counted as they arrive.
 
     Raises:
-        DataError: unknown columns, columns that are not pictures, or no classes for a stream. Rows raise it too, when
-            they are read, for ids without class and labels of another size than their image.
+        DataError: nothing that can be opened, unknown columns, columns that are not pictures, blank or repeated
+            classes, or no classes for a stream. Rows raise it too, when they are read, for pictures that cannot be
+            read, ids without class and labels of another size than their image.
     """
-    opened = load_dataset(str(path), config_name, revision=revision, streaming=streaming)
+    check_ignore_index(ignore_index)
+    if classes is not None:
+        check_classes(classes, "`classes`")
     if classes is None and streaming:
         raise DataError("A stream cannot be read in advance to count its classes: pass classes, the name of each one.")
+    try:
+        opened = load_dataset(str(path), config_name, revision=revision, streaming=streaming)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise DataError(
+            f"{str(path)!r} must be a data set on the Hub, a folder that `datasets` can open, or one with "
+            f"images/<split> and labels/<split>, which could not be found: {error}"
+        ) from error
     splits = {split: _with_standard_columns(split, rows, image_column, label_column) for split, rows in opened.items()}
     if classes is None:
         classes = _count_classes(splits, ignore_index, reduce_labels)
@@ -84,10 +104,12 @@ def _with_standard_columns(
                 f"{option} {column!r} of split {split} holds {rows.features[column]}, it must hold pictures."
             )
     rows = rows.select_columns([image_column, label_column])
+    for column in (image_column, label_column):
+        # The reader decodes. Before columns are renamed, which decodes the rows of a stream.
+        rows = rows.cast_column(column, Image(decode=False))
     rows = rows.rename_columns(
         {old: new for old, new in ((image_column, "image"), (label_column, "label")) if old != new}
     )
-    rows = rows.cast_column("image", Image(mode="RGB"))
     if isinstance(rows, IterableDataset):
         return rows.map(_Naming(split), with_indices=True)
     return rows.add_column("name", [f"{split}_{index:08d}" for index in range(len(rows))])
@@ -104,8 +126,9 @@ class _Naming:
 def _count_classes(splits: dict[str, Dataset], ignore_index: int, reduce_labels: bool) -> tuple[str, ...]:
     highest = 0
     for split, rows in splits.items():
-        for row in tqdm(rows.select_columns("label"), desc=f"counting the classes of {split}", leave=False):
-            ids = np.unique(stored_ids(row["label"])).astype(np.int64)
+        labels = rows.select_columns(["label", "name"])
+        for row in tqdm(labels, desc=f"counting the classes of {split}", leave=False):
+            ids = np.unique(decode_ids(row["name"], row["label"])).astype(np.int64)
             highest = max(highest, ids[(ids != ignore_index) & (ids < IGNORE_INDEX)].max(initial=0))
     count = highest + (0 if reduce_labels else 1)
     return tuple(f"class_{index}" for index in range(max(count, 1)))

@@ -16,7 +16,7 @@
 from pathlib import Path
 
 from cts_hf.data.ade20k import ADE20K_PALETTE
-from cts_hf.data.base import DataError, SegmentationData, label_lookup, parse_names
+from cts_hf.data.base import DataError, SegmentationData, label_lookup, parse_names, read_text
 from cts_hf.data.benchmark import Source, read_benchmark
 
 
@@ -56,7 +56,7 @@ def load_pascal_context(data_dir: str | Path) -> SegmentationData:
     sources = {}
     for split in ("train", "val"):
         listing = root / "ImageSets/SegmentationContext" / f"{split}.txt"
-        names = listing.read_text().split() if listing.exists() else []
+        names = read_text(listing).split() if listing.exists() else []
         sources[split] = Source(
             images=_listed(root / "JPEGImages", names, ".jpg"),
             labels=_listed(root / "SegmentationClassContext", names, ".png"),

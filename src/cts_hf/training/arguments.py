@@ -14,19 +14,43 @@
 # ruff: noqa: RUF009 - `option` is `dataclasses.field`
 """What a training run can be told: the options of `examples/train.py` and `examples/train_policy.py`."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, IterableDataset
+from huggingface_hub.utils import validate_repo_id
 
 from cts_hf.configuration_cts import CtsConfig, CtsPolicyConfig, channel_values
-from cts_hf.data import DataError, SegmentationData, StreamingSamples, TrainingSamples, TrainTransform
+from cts_hf.data import SegmentationData, StreamingSamples, TrainingSamples, TrainTransform
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.data.transforms import Transform
 from cts_hf.inference import InferenceOptions
 
 
 STREAM_SHUFFLE_BUFFER = 1000
+MAX_SEED = 2**32 - 1  # of numpy
+# What may differ when a run is resumed: where it goes, how long it is, and what it reports, evaluates and saves on the
+# way. All else would make another model than the options saved beside it say.
+FREE_ON_RESUME = frozenset(
+    {
+        "output_dir",
+        "overwrite_output_dir",
+        "resume_from_checkpoint",
+        "num_epochs",
+        "max_steps",
+        "eval_steps",
+        "save_steps",
+        "save_total_limit",
+        "logging_steps",
+        "report_to",
+        "push_to_hub",
+        "hub_model_id",
+        "num_workers",
+        "cpu_threads",
+    }
+)
 
 
 def option(default, help: str, **metadata):
@@ -34,6 +58,28 @@ def option(default, help: str, **metadata):
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
     return field(default=default, metadata={"help": help, **metadata})
+
+
+_FROM_0, _FROM_1 = (0, math.inf), (1, math.inf)
+
+
+def refuse_outside(options: Any, **bounds: tuple[float, float]) -> None:
+    """
+    Refuses numbers, or lists with numbers, that are not finite or outside of their bounds, with a `ValueError`.
+
+    Args:
+        options: dataclass.
+        bounds: of some of its fields the lowest and the highest value allowed. All others need only be finite.
+    """
+    for entry in fields(options):
+        value = getattr(options, entry.name)
+        low, high = bounds.get(entry.name, (-math.inf, math.inf))
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not (math.isfinite(number) and low <= number <= high):
+                allowed = "a finite number" if low == -math.inf else f"at least {low}"
+                if high != math.inf:
+                    allowed = f"between {low} and {high}"
+                raise ValueError(f"{entry.name} is {value}, it must be {allowed}.")
 
 
 def _check_normalization(arguments, *names: str) -> None:
@@ -68,6 +114,10 @@ class DataArguments(DatasetArguments):
             value = getattr(self, name)
             if value is not None and len(value) != count:
                 raise ValueError(f"{name} is {value}, it must be {count} numbers.")
+        refuse_outside(self, num_workers=_FROM_0, max_eval_samples=_FROM_1)
+        # Options that do not fit each other are refused now, not when they are first used.
+        self.transform(CtsPolicyConfig())
+        self.inference()
 
     @property
     def shortest_edge(self) -> int:
@@ -95,25 +145,18 @@ class DataArguments(DatasetArguments):
         self, data: SegmentationData, seed: int, transform: Transform
     ) -> TrainingSamples | StreamingSamples:
         """The training split through `transform`."""
-        rows = self._split(data, self.train_split)
+        rows = data.split(self.train_split)
         if isinstance(rows, IterableDataset):
             return StreamingSamples(rows.shuffle(seed, buffer_size=STREAM_SHUFFLE_BUFFER), transform, seed)
         return TrainingSamples(rows, transform, seed)
 
     def evaluation_rows(self, data: SegmentationData) -> Dataset | IterableDataset:
         """The split to evaluate on, cut to `max_eval_samples`."""
-        rows = data.validation if self.eval_split is None else self._split(data, self.eval_split)
-        return rows if self.max_eval_samples is None else rows.take(self.max_eval_samples)
+        return data.evaluation_rows(self.eval_split, self.max_eval_samples)
 
     def inference(self) -> InferenceOptions:
         """How images are segmented in evaluation."""
         return InferenceOptions(window=self.eval_window, stride=self.eval_stride)
-
-    @staticmethod
-    def _split(data: SegmentationData, name: str) -> Dataset | IterableDataset:
-        if name not in data.splits:
-            raise DataError(f"There is no split {name!r}, the data set has {', '.join(data.splits)}.")
-        return data.splits[name]
 
 
 @dataclass
@@ -154,9 +197,16 @@ class OptimizationArguments:
     hub_model_id: str | None = option(None, "Repository to upload to, the name of output_dir by default.")
 
     def __post_init__(self):
-        for name in ("batch_size", "gradient_accumulation_steps", "save_total_limit", "logging_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1.")
+        refuse_outside(
+            self,
+            **dict.fromkeys(("batch_size", "gradient_accumulation_steps", "save_total_limit", "cpu_threads"), _FROM_1),
+            **dict.fromkeys(("max_steps", "num_epochs", "eval_steps", "save_steps", "warmup_steps"), _FROM_0),
+            **dict.fromkeys(("weight_decay", "lr_power", "max_grad_norm"), _FROM_0),
+            logging_steps=_FROM_1,
+            seed=(0, MAX_SEED),
+        )
+        if self.hub_model_id is not None:
+            validate_repo_id(self.hub_model_id)
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate is {self.learning_rate}, it must be above 0.")
         if self.max_steps <= 0 and self.num_epochs <= 0:
@@ -207,6 +257,7 @@ class ModelArguments:
     token_reduction: float = option(0.3, "Fraction of the patch tokens that sharing removes, 0 to 0.75.")
 
     def __post_init__(self):
+        refuse_outside(self)
         if self.model and self.backbone_weights:
             raise ValueError(
                 f"model ({self.model!r}) has an encoder and backbone_weights is {self.backbone_weights!r}: give one."
@@ -236,6 +287,7 @@ class PolicyArguments:
     policy_image_std: list[float] | None = option(None, "Standard deviation, likewise.", nargs=3)
 
     def __post_init__(self):
+        refuse_outside(self)
         _check_normalization(self, "policy_image_mean", "policy_image_std")
 
 
@@ -246,6 +298,9 @@ class SuperpatchArguments:
     patch_size: int = option(16, "Height and width, in pixels, of the Segmenter's patches; superpatches are 2 x 2.")
     token_reduction: float = option(0.3, "Budget of the precision at budget: fraction of tokens to remove, 0 to 0.75.")
     squash: bool = option(False, "Train on whole images squashed to crop_size x crop_size, as the paper's code did.")
+
+    def __post_init__(self):
+        refuse_outside(self, patch_size=_FROM_1, token_reduction=(0, 0.75))
 
 
 @dataclass
@@ -258,6 +313,9 @@ class PolicySourceArguments:
     policy_loss_weight: float = option(0.0, "Train the policy jointly, with this weight of its loss. 0: frozen.")
 
     def __post_init__(self):
+        refuse_outside(self, policy_epochs=_FROM_0, policy_loss_weight=_FROM_0)
+        if self.policy_learning_rate <= 0:
+            raise ValueError(f"policy_learning_rate is {self.policy_learning_rate}, it must be above 0.")
         if self.policy and self.policy_epochs:
             raise ValueError(
                 f"policy ({self.policy!r}) is trained already and policy_epochs is {self.policy_epochs}: give one."

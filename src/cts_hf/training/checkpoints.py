@@ -11,24 +11,38 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Checkpoints to resume from: whole or not there at all, whenever the process is killed."""
+"""
+Checkpoints to resume from: whole or not there at all, whenever the process is killed, and read without running code
+that a file may hold.
+"""
 
+import json
 import os
 import re
-import shutil
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from accelerate.utils.other import load as load_weights_only
+
+from cts_hf.output_folder import UNFINISHED, OutputFolder
 
 
 CHECKPOINTS = "checkpoints"
+# The file that is written last and deleted first: a folder that has it is whole.
+PROGRESS = "progress.json"
+# What a checkpoint is made of, by accelerate's names.
+CHECKPOINT_FILES = ("model.safetensors", "optimizer.bin", "scaler.pt", "random_states_*.pkl", PROGRESS)
 _NAME = re.compile(r"step_(\d+)")
-_UNFINISHED = ".unfinished_"
+# What earlier versions wrote; such files can run code when they are opened.
+_PICKLES = "custom_checkpoint_*.pkl"
 
 
 class CheckpointFolder:
     """
-    The checkpoints of a run, `<output_dir>/checkpoints/step_00001000`, of whatever the accelerator has prepared.
+    The checkpoints of a run, `<output_dir>/checkpoints/step_00001000`: whatever the accelerator has prepared, the
+    random states of each process, and `progress.json`.
 
     Args:
         output_dir: folder of the run.
@@ -36,12 +50,17 @@ class CheckpointFolder:
     """
 
     def __init__(self, output_dir: str | Path, total_limit: int = 2):
-        self.folder = Path(output_dir) / CHECKPOINTS
+        self.output = OutputFolder(output_dir)
+        self.folder = self.output.path / CHECKPOINTS
         self.total_limit = total_limit
 
     def list(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        found = [path for path in self.folder.glob("step_*") if _NAME.fullmatch(path.name)]
+        found = [
+            path
+            for path in self.folder.glob("step_*")
+            if _NAME.fullmatch(path.name) and ((path / PROGRESS).is_file() or any(path.glob(_PICKLES)))
+        ]
         return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
 
     def find(self, which: str) -> Path | None:
@@ -55,58 +74,124 @@ class CheckpointFolder:
             its folder; None where "latest" finds none.
 
         Raises:
-            ValueError: a folder that is not there.
+            ValueError: a folder that is not there, or no checkpoint.
         """
         checkpoints = self.list()
         if which == "latest":
             return checkpoints[-1] if checkpoints else None
+        there = ", ".join(map(str, checkpoints)) or "none"
         if not Path(which).is_dir():
-            there = ", ".join(map(str, checkpoints)) or "none"
             raise ValueError(f"There is no checkpoint {which}. Pass 'latest' or one of these: {there}.")
+        if not (Path(which) / PROGRESS).is_file() and not any(Path(which).glob(_PICKLES)):
+            raise ValueError(
+                f"{which} is no checkpoint, it has no {PROGRESS}. Pass 'latest' or one of these: {there}."
+            )
         return Path(which)
 
-    def save(self, accelerator: Accelerator, step: int) -> None:
-        """Writes a checkpoint under another name, renames it when it is whole, then deletes the oldest."""
-        final = self.folder / f"step_{step:08d}"
-        unfinished = self.folder / f"{_UNFINISHED}{final.name}"
-        if accelerator.is_main_process:
-            for leftover in self.folder.glob(f"{_UNFINISHED}*"):
-                shutil.rmtree(leftover)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(unfinished))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            if final.exists():  # a run that was resumed from an earlier checkpoint comes by again
-                delete_folder(final)
-            os.replace(unfinished, final)
-            for old in self.list()[: -self.total_limit]:
-                delete_folder(old)
-        accelerator.wait_for_everyone()
+    def contains(self, checkpoint: Path | None) -> bool:
+        """Whether a checkpoint is one of this run, so that resuming from it goes on with this run."""
+        return checkpoint is not None and checkpoint.resolve().parent == self.folder.resolve()
 
-    def clear(self) -> None:
-        """Deletes all checkpoints."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def save(self, accelerator: Accelerator, step: int, progress: dict[str, Any]) -> None:
+        """
+        Writes a checkpoint under another name, moves it to its place when it is whole, then deletes the oldest.
 
-    def refuse_leftovers(self) -> None:
-        """Raises ValueError where an earlier run has left checkpoints."""
-        if found := self.list():
+        Args:
+            accelerator: its models, optimizers and random states are saved; every process has to call this.
+            step: number of the checkpoint.
+            progress: anything else that JSON can hold.
+
+        Raises:
+            ValueError: the checkpoint cannot be written. What was half written is gone, and so is no earlier one.
+        """
+        name = f"step_{step:08d}"
+        unfinished = None
+        try:
+            if accelerator.is_main_process:
+                unfinished = self.output.scratch(f"{CHECKPOINTS}/{UNFINISHED}_{name}")
+            unfinished = broadcast_object_list([unfinished])[0]
+            accelerator.save_state(str(unfinished))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                (unfinished / PROGRESS).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
+                self._delete(self.folder / name)  # a run that was resumed from an earlier checkpoint comes by again
+                self._move(unfinished, self.folder / name)
+                for old in self.list()[: -self.total_limit]:
+                    self._delete(old)
+        except Exception as error:  # a full disk is another error in each library that writes here
+            if accelerator.is_main_process and unfinished is not None and unfinished.exists():
+                self.output.delete([f"{self._relative(unfinished)}/"])
+            last = self.list()
+            advice = f"go on with --resume_from_checkpoint {last[-1]}" if last else "start again"
             raise ValueError(
-                f"{self.folder} holds checkpoints of an earlier run, up to {found[-1].name}. Go on with "
-                "--resume_from_checkpoint latest, choose another --output_dir, or delete them with "
-                "--overwrite_output_dir."
+                f"The checkpoint of step {step} could not be written to {self.folder}: {error}. Make room there or "
+                f"mend what is wrong, and {advice}."
+            ) from error
+        accelerator.wait_for_everyone()
+
+    def read_progress(self, checkpoint: Path) -> dict[str, Any]:
+        """
+        What [`save`] was given as `progress`.
+
+        Raises:
+            ValueError: a checkpoint of an earlier version, or one that is damaged.
+        """
+        if pickles := sorted(path.name for path in checkpoint.glob(_PICKLES)):
+            raise ValueError(
+                f"{checkpoint} holds {', '.join(pickles)}, pickles of an earlier version of this package. They are "
+                "not opened, as they can run code: finish that run with the version that wrote it, or start a new one "
+                "in another --output_dir."
             )
+        try:
+            return json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise _damaged(checkpoint / PROGRESS, error) from error
+
+    def load(self, accelerator: Accelerator, checkpoint: Path) -> None:
+        """
+        Gives what the accelerator has prepared, and this process's random numbers, the state of a checkpoint.
+
+        Raises:
+            ValueError: a file that is missing or damaged, or that holds more than tensors and numbers.
+        """
+        needed = ["model.safetensors", "optimizer.bin", f"random_states_{accelerator.process_index}.pkl"]
+        if accelerator.scaler is not None:
+            needed.append("scaler.pt")
+        for name in needed:
+            file = checkpoint / name
+            if not file.is_file():
+                raise ValueError(f"{checkpoint} has no {name}: it is not whole. Resume from another checkpoint.")
+            if file.suffix == ".safetensors":
+                continue
+            try:
+                # accelerate goes on without a word where random states cannot be read.
+                load_weights_only(file, map_location="cpu")
+            except Exception as error:  # damaged archives raise whatever the broken part makes of them
+                raise _damaged(file, error) from error
+        try:
+            accelerator.load_state(str(checkpoint))
+        except Exception as error:
+            raise _damaged(checkpoint, error) from error
+
+    def _move(self, unfinished: Path, checkpoint: Path) -> None:
+        """Moves the files of a checkpoint to their place, the one that makes it whole last."""
+        names = sorted((path.name for path in unfinished.iterdir()), key=lambda name: name == PROGRESS)
+        self.output.record(f"{self._relative(checkpoint)}/{name}" for name in names)
+        checkpoint.mkdir(exist_ok=True)  # it exists if others have put files there
+        for name in names:
+            os.replace(unfinished / name, checkpoint / name)
+        self.output.delete([f"{self._relative(unfinished)}/"])
+
+    def _delete(self, checkpoint: Path) -> None:
+        """Deletes what was written of a checkpoint, the file that makes it whole first."""
+        prefix = f"{self._relative(checkpoint)}/"
+        names = sorted(name for name in self.output.written if name.startswith(prefix))
+        self.output.delete(sorted(names, key=lambda name: not name.endswith(f"/{PROGRESS}")))
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.output.path).as_posix()
 
 
-def delete_folder(path: Path) -> None:
-    """Deletes a folder so that it is never seen half deleted."""
-    hidden = path.with_name(f"{_UNFINISHED}old_{path.name}")
-    os.replace(path, hidden)
-    shutil.rmtree(hidden)
-
-
-def replace_files(source: Path, destination: Path) -> None:
-    """Moves all files of one folder over those of another on the same file system, each one at once."""
-    destination.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.iterdir()):
-        os.replace(path, destination / path.name)
-    source.rmdir()
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
+    return ValueError(f"{path} cannot be read as part of a checkpoint ({reason}). Resume from another checkpoint.")

@@ -13,8 +13,8 @@
 # limitations under the License.
 """The training loop of Segmenter and policy."""
 
+import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -26,17 +26,18 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from cts_hf.data import StreamingSamples, TrainingSamples
-from cts_hf.training.arguments import OptimizationArguments
+from cts_hf.training.arguments import FREE_ON_RESUME, OptimizationArguments
 from cts_hf.training.checkpoints import CheckpointFolder
+from cts_hf.training.finite import FiniteLoss
 from cts_hf.training.optimization import build_optimizer, build_scheduler
+from cts_hf.training.output import BEST, delete_earlier_run, lock_output, refuse_earlier_run
+from cts_hf.training.recipe import effective_options, refuse_changed_options
 from cts_hf.training.steps import Batch, TrainingSteps
 from cts_hf.training.tasks import Task
-
-
-BEST = "best"
 
 
 @dataclass
@@ -46,19 +47,8 @@ class Progress:
     step: int = 0
     epoch: int = 0
     step_of_epoch: int = 0
-    best_score: float = float("-inf")
+    best_score: float | None = None
     num_processes: int = 1
-
-    def state_dict(self) -> dict[str, int | float]:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, int | float]) -> None:
-        if state["num_processes"] != self.num_processes:
-            raise ValueError(
-                f"The checkpoint was written by {state['num_processes']} processes, these are {self.num_processes}: "
-                "each process has random states of its own, so resume with as many."
-            )
-        self.__dict__.update(state)
 
 
 def build_accelerator(args: OptimizationArguments, arguments: Sequence[Any] = ()) -> Accelerator:
@@ -70,13 +60,12 @@ def build_accelerator(args: OptimizationArguments, arguments: Sequence[Any] = ()
         arguments: options dataclasses, for the trackers.
 
     Raises:
-        ValueError: a tracker that is not installed, or checkpoints of an earlier run that would be overwritten.
+        ValueError: a tracker that is not installed, or files in `output_dir` that the run must not replace.
     """
     available = [tracker.value for tracker in get_available_trackers()]
     if missing := sorted(set(args.report_to) - {"all", *available}):
         raise ValueError(f"report_to has {missing}, installed are {available or 'none'}: pip install what is missing.")
-    if not (args.resume_from_checkpoint or args.overwrite_output_dir):
-        CheckpointFolder(args.output_dir).refuse_leftovers()
+    refuse_earlier_run(args)
     # Without an accelerator, several processes have to be told to meet on the CPU.
     on_cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(
@@ -88,9 +77,9 @@ def build_accelerator(args: OptimizationArguments, arguments: Sequence[Any] = ()
     if accelerator.device.type == "cpu":
         torch.set_num_threads(args.cpu_threads or max(1, _num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     if args.report_to:
-        options = {name: value for group in arguments for name, value in asdict(group).items()}
         # Trackers take plain values only.
-        accelerator.init_trackers("cts_hf", {name: _plain(value) for name, value in options.items()})
+        options = {name: _plain(value) for name, value in effective_options(arguments).items()}
+        accelerator.init_trackers("cts_hf", options)
     set_seed(args.seed)
     return accelerator
 
@@ -119,18 +108,31 @@ def fit(
         the trained model, unwrapped.
 
     Raises:
-        ValueError: a batch size that cannot be split, too few images, or no checkpoint to resume from.
+        ValueError: a batch size that cannot be split, too few images, an evaluation that fails, files in `output_dir`
+            that must not be replaced, no checkpoint to resume from or one of other options, or a loss that is not
+            finite. All but the last before the first step.
     """
+    with lock_output(args.output_dir, accelerator):
+        return _fit(task, samples, args, accelerator, num_workers)
+
+
+def _fit(
+    task: Task,
+    samples: TrainingSamples | StreamingSamples,
+    args: OptimizationArguments,
+    accelerator: Accelerator,
+    num_workers: int,
+) -> nn.Module:
     steps = TrainingSteps(samples, args, accelerator, num_workers)
     optimizer = build_optimizer(task.model, args)
     scheduler = build_scheduler(optimizer, args, steps.total)
     model, optimizer = accelerator.prepare(task.model, optimizer)
-    progress = Progress(num_processes=accelerator.num_processes)
-    accelerator.register_for_checkpointing(scheduler, progress)
     checkpoints = CheckpointFolder(args.output_dir, args.save_total_limit)
+    refuse_earlier_run(args)
+    task.check(accelerator)
     # Dropout and drop path differ between processes, weights do not: they were made before.
     set_seed(args.seed, device_specific=True)
-    _resume_or_start(checkpoints, args, accelerator)
+    progress = _resume_or_start(checkpoints, task, scheduler, args, accelerator)
 
     bar = tqdm(
         total=steps.total,
@@ -139,6 +141,7 @@ def fit(
         disable=not accelerator.is_local_main_process,
     )
     model.train()
+    finite = FiniteLoss(accelerator.device)
     epochs = steps.iterate(progress.epoch, progress.step_of_epoch)
     while progress.step < steps.total:
         progress.epoch, step_of_epoch, batches = next(epochs)
@@ -151,32 +154,69 @@ def fit(
         scheduler.step()
         progress.step += 1
         progress.step_of_epoch = step_of_epoch + 1
+        finite.update(loss, progress.step)
         bar.update()
 
-        if progress.step % args.logging_steps == 0 or progress.step == steps.total:
+        is_last = progress.step == steps.total
+        logs, evaluates, saves = (
+            every > 0 and progress.step % every == 0
+            for every in (args.logging_steps, args.eval_steps, args.save_steps)
+        )
+        if logs or evaluates or saves or is_last:
+            finite.check(task.model, accelerator)
+        if logs or is_last:
             values = {"loss": accelerator.reduce(loss).item(), "learning_rate": learning_rate}
             bar.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{learning_rate:.1e}")
             accelerator.log({f"{task.name}/{name}": value for name, value in values.items()}, step=progress.step)
-        if args.eval_steps and progress.step % args.eval_steps == 0:
+        if evaluates:
             _evaluate(task, model, progress, args, accelerator, bar.write)
         # Last, so that a checkpoint holds the random states that the next step starts from.
-        if args.save_steps and progress.step % args.save_steps == 0:
-            checkpoints.save(accelerator, progress.step)
+        if saves:
+            state = {
+                "progress": asdict(progress),
+                "scheduler": scheduler.state_dict(),
+                "options": effective_options(task.arguments),
+            }
+            checkpoints.save(accelerator, progress.step, state)
     bar.close()
     return accelerator.unwrap_model(model)
 
 
-def _resume_or_start(checkpoints: CheckpointFolder, args: OptimizationArguments, accelerator: Accelerator) -> None:
-    if args.resume_from_checkpoint:
-        checkpoint = checkpoints.find(args.resume_from_checkpoint)
-        accelerator.print(f"Resuming from {checkpoint}." if checkpoint else "No checkpoint yet: starting anew.")
-        if checkpoint:
-            accelerator.load_state(str(checkpoint))
-        return
+def _resume_or_start(
+    checkpoints: CheckpointFolder,
+    task: Task,
+    scheduler: LRScheduler,
+    args: OptimizationArguments,
+    accelerator: Accelerator,
+) -> Progress:
+    progress = Progress(num_processes=accelerator.num_processes)
+    checkpoint = checkpoints.find(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+    if checkpoint is not None:
+        progress = _resume(checkpoints, checkpoint, task, scheduler, accelerator)
+    elif args.resume_from_checkpoint:
+        accelerator.print("No checkpoint yet: starting anew.")
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        checkpoints.clear()
-        shutil.rmtree(Path(args.output_dir) / BEST, ignore_errors=True)
+    if accelerator.is_main_process and not checkpoints.contains(checkpoint):
+        delete_earlier_run(args.output_dir)
+    accelerator.wait_for_everyone()
+    return progress
+
+
+def _resume(
+    checkpoints: CheckpointFolder, checkpoint: Path, task: Task, scheduler: LRScheduler, accelerator: Accelerator
+) -> Progress:
+    state = checkpoints.read_progress(checkpoint)
+    num_processes = state["progress"]["num_processes"]
+    if num_processes != accelerator.num_processes:
+        raise ValueError(
+            f"{checkpoint} was written by {num_processes} processes, these are {accelerator.num_processes}: each "
+            "process has random states of its own, so resume with as many."
+        )
+    refuse_changed_options(state["options"], task.arguments, checkpoint, FREE_ON_RESUME)
+    accelerator.print(f"Resuming from {checkpoint}.")
+    checkpoints.load(accelerator, checkpoint)
+    scheduler.load_state_dict(state["scheduler"])
+    return Progress(**state["progress"])
 
 
 def _backward(model: nn.Module, batches: list[Batch], task: Task, accelerator: Accelerator) -> torch.Tensor:
@@ -211,10 +251,10 @@ def _evaluate(
     if accelerator.is_main_process:
         write(f"step {progress.step}: {task.score} {score:.4f}")
     accelerator.log({f"{task.name}/{name}": value for name, value in metrics.items()}, step=progress.step)
-    if score > progress.best_score:
+    if not math.isnan(score) and (progress.best_score is None or score > progress.best_score):
         progress.best_score = score
         if accelerator.is_main_process:
-            task.save(Path(args.output_dir) / BEST, metrics)
+            task.save(Path(args.output_dir), metrics, BEST)
     accelerator.wait_for_everyone()
 
 

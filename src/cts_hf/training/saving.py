@@ -13,7 +13,6 @@
 # limitations under the License.
 """A trained model as a folder: weights, image processor, recipe and model card."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from transformers import PreTrainedModel
 from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin
 from cts_hf.model_card import model_card
 from cts_hf.normalization import check_normalization
+from cts_hf.output_folder import OutputFolder
 from cts_hf.publishing import upload_folder
-from cts_hf.training.checkpoints import replace_files
 from cts_hf.training.recipe import save_recipe
 
 
@@ -35,6 +34,7 @@ def save_model_folder(
     arguments: Sequence[Any],
     metrics: dict[str, float],
     title: str | None = None,
+    subfolder: str = "",
 ) -> None:
     """
     Writes a model so that `from_pretrained` and `pipeline` take the folder. A folder that is there already keeps its
@@ -47,21 +47,28 @@ def save_model_folder(
         arguments: options dataclasses of the run, for `train.yaml`.
         metrics: numbers for the model card, fractions of 1.
         title: of the model card; the folder's name by default.
+        subfolder: where in the folder the model goes; the folder's record of what runs wrote has it too.
 
     Raises:
-        ValueError: an image processor that does not normalize as the model's configuration says.
+        ValueError: an image processor that does not normalize as the model's configuration says, files that no run
+            wrote in the way, or another run that is writing there.
     """
     check_normalization(model.config, processor)
-    folder = Path(folder)
-    unfinished = folder / ".unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    model.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
-    save_recipe(unfinished, arguments)
-    card = model_card(model, metrics, title or folder.name, folder.name)
-    (unfinished / "README.md").write_text(card, encoding="utf-8")
-    replace_files(unfinished, folder)
+    with OutputFolder(folder) as output, output.writing(subfolder) as unfinished:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+        save_recipe(unfinished, arguments)
+        _write_card(unfinished, model, metrics, title, (output.path / subfolder).resolve().name)
+
+
+def save_card(folder: str | Path, model: PreTrainedModel, metrics: dict[str, float], title: str | None = None) -> None:
+    """Writes the model card of a folder of [`save_model_folder`] anew, with the metrics measured since."""
+    with OutputFolder(folder) as output, output.writing() as unfinished:
+        _write_card(unfinished, model, metrics, title, output.path.resolve().name)
+
+
+def _write_card(folder: Path, model: PreTrainedModel, metrics: dict[str, float], title: str | None, name: str) -> None:
+    (folder / "README.md").write_text(model_card(model, metrics, title or name, name), encoding="utf-8")
 
 
 def push_to_hub(folder: str | Path, repo_id: str | None = None) -> str:

@@ -13,27 +13,31 @@
 # limitations under the License.
 """What can be trained: a Segmenter or a policy alone. How each is run, measured and saved."""
 
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from torch import nn
-from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
 from cts_hf.data import IGNORE_INDEX
-from cts_hf.evaluation import Sharing, evaluate_sharings
+from cts_hf.evaluation import (
+    Sharing,
+    evaluate_segmentation,
+    evaluate_sharings,
+    prepared_batches,
+    total_images,
+)
 from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin, resize_labels
-from cts_hf.inference import InferenceOptions
-from cts_hf.metrics import PolicyMetrics
+from cts_hf.inference import InferenceOptions, check_input_sizes
+from cts_hf.metrics import PolicyMetrics, policy_scores
 from cts_hf.modeling_cts import CtsForSemanticSegmentation
 from cts_hf.modeling_cts_policy import CtsPolicyModel
-from cts_hf.token_sharing import num_shared_superpatches, pad_labels, superpatch_targets
+from cts_hf.token_sharing import build_layout, num_shared_superpatches, pad_labels, superpatch_targets
 from cts_hf.training.saving import save_model_folder
 from cts_hf.training.steps import Batch
 
@@ -46,11 +50,13 @@ class Task(Protocol):
         name: for progress bars and trackers.
         score: the metric, of those `evaluate` gives, that the best model has most of.
         model: the model.
+        arguments: options dataclasses of the run.
     """
 
     name: str
     score: str
     model: nn.Module
+    arguments: Sequence[Any]
 
     def count(self, batch: Batch) -> int:
         """Number of labels that the loss of a batch, still on the CPU, is a mean of."""
@@ -58,11 +64,14 @@ class Task(Protocol):
     def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
         """Runs `model`, which is the possibly wrapped one: outputs with `loss` and `logits`."""
 
+    def check(self, accelerator: Accelerator) -> None:
+        """Evaluates one image, so that what would fail after the training fails before it."""
+
     def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
         """Metrics on the validation images, the same in every process."""
 
-    def save(self, folder: Path, metrics: dict[str, float]) -> None:
-        """Writes the model and what belongs to it."""
+    def save(self, folder: Path, metrics: dict[str, float], subfolder: str = "") -> None:
+        """Writes the model and what belongs to it to a subfolder of the run's folder, or to the folder itself."""
 
 
 class SegmentationTask:
@@ -97,6 +106,13 @@ class SegmentationTask:
     def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
         return model(**batch)
 
+    def check(self, accelerator: Accelerator) -> None:
+        check_input_sizes(self.inference or InferenceOptions(), self.processor, 2 * self.model.config.patch_size)
+        self.model.to(accelerator.device)
+        evaluate_segmentation(
+            self.model, self.eval_dataset.take(1), self.processor, options=self.inference, accelerator=accelerator
+        )
+
     def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
         sharing = Sharing("learned", self.model.config.token_reduction)
         return _numbers(self.evaluate_sharings([sharing], accelerator, show_progress=False)[0])
@@ -115,8 +131,8 @@ class SegmentationTask:
             show_progress=show_progress,
         )
 
-    def save(self, folder: Path, metrics: dict[str, float]) -> None:
-        save_model_folder(folder, self.model, self.processor, self.arguments, metrics)
+    def save(self, folder: Path, metrics: dict[str, float], subfolder: str = "") -> None:
+        save_model_folder(folder, self.model, self.processor, self.arguments, metrics, subfolder=subfolder)
 
 
 class PolicyTask:
@@ -151,6 +167,11 @@ class PolicyTask:
     def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
         return model(batch["pixel_values"], labels=self._targets(batch["labels"]))
 
+    def check(self, accelerator: Accelerator) -> None:
+        self.model.to(accelerator.device)
+        first = PolicyTask(self.model, self.processor, self.eval_dataset.take(1), self.arguments, self.token_reduction)
+        first.evaluate(accelerator)
+
     @torch.no_grad()
     def evaluate(self, accelerator: Accelerator, show_progress: bool = False) -> dict[str, float]:
         """
@@ -159,36 +180,38 @@ class PolicyTask:
         Args:
             accelerator: of all the processes that take part, every one of which has to call this.
             show_progress: whether the main process shows a progress bar.
+
+        Raises:
+            ValueError: an empty data set.
         """
-        metrics, device = PolicyMetrics(), accelerator.device
-        # A process without images has to take part in the exchange nonetheless.
-        nothing = torch.zeros(0, 1, 1, device=device)
-        metrics.update(nothing, nothing.long(), 0)
+        metrics, device, num_images = PolicyMetrics(accelerator.device), accelerator.device, 0
         self.model.eval()
-        mine = _rows_of_process(self.eval_dataset, accelerator)
-        for row in tqdm(mine, "evaluating", disable=not (show_progress and accelerator.is_main_process)):
-            pixel_values = self.processor(row["image"], return_tensors="pt")["pixel_values"].to(device)
-            labels = torch.from_numpy(np.array(row["label"], dtype=np.int64))[None].to(device)
-            targets = self._targets(resize_labels(labels, pixel_values.shape[-2:]))
+        batches = prepared_batches(
+            self.eval_dataset,
+            self.processor,
+            InferenceOptions(),
+            accelerator=accelerator,
+            show_progress=show_progress,
+        )
+        for image in chain.from_iterable(batches):
+            pixel_values, label = image.inputs[0].to(device), image.source.label.to(device)
             with accelerator.autocast():
-                logits = self.model(pixel_values).logits.float()
-            num_shared = num_shared_superpatches(self.token_reduction, 4 * targets[0].numel())
-            metrics.update(logits[:, 1] - logits[:, 0], targets, num_shared)
+                scores = policy_scores(self.model(pixel_values).logits)
+            # What a model that has this policy would share.
+            num_shared = num_shared_superpatches(self.token_reduction, 4 * scores[0].numel())
+            shared = build_layout(scores, num_shared).shared_superpatches
+            targets = self._targets(resize_labels(label, pixel_values.shape[-2:])[None])
+            metrics.update(scores, targets, shared)
+            num_images += 1
+        total_images(num_images, device, accelerator)
         return metrics.compute(accelerator)
 
-    def save(self, folder: Path, metrics: dict[str, float]) -> None:
-        save_model_folder(folder, self.model, self.processor, self.arguments, metrics)
+    def save(self, folder: Path, metrics: dict[str, float], subfolder: str = "") -> None:
+        save_model_folder(folder, self.model, self.processor, self.arguments, metrics, subfolder=subfolder)
 
     def _targets(self, labels: torch.Tensor) -> torch.Tensor:
         size = self.model.config.superpatch_size
         return superpatch_targets(pad_labels(labels, size, IGNORE_INDEX), size, IGNORE_INDEX)
-
-
-def _rows_of_process(dataset: Dataset | IterableDataset, accelerator: Accelerator) -> Iterable[dict[str, Any]]:
-    rank, num_processes = accelerator.process_index, accelerator.num_processes
-    if isinstance(dataset, IterableDataset):
-        return islice(dataset, rank, None, num_processes)
-    return dataset.select(range(rank, len(dataset), num_processes))
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

@@ -1,0 +1,219 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The folder that a run writes to. One run at a time writes there, files appear when they are whole, and nothing that
+this package did not write is ever replaced or deleted: each folder holds a record of the package's own files.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
+
+from filelock import FileLock, Timeout
+
+
+RECORD = ".cts_hf.json"
+LOCK = ".cts_hf.lock"
+UNFINISHED = ".unfinished"
+_MOST_NAMED = 10
+
+
+class OutputFolder:
+    """
+    A folder for the results of a run. As a context manager it is made if it is not there, and locked until it is left;
+    the process that has it may enter it again.
+
+    Args:
+        path (`str` or `Path`): The folder.
+
+    Raises:
+        ValueError: On entering, if the path is a file, cannot be written to, or another run is writing there.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._lock: FileLock | None = None
+
+    def __enter__(self) -> "OutputFolder":
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # A singleton, so that one process can enter again what it has.
+            lock = FileLock(self.path.resolve() / LOCK, timeout=0, is_singleton=True)
+            lock.acquire()
+        except Timeout as error:
+            raise ValueError(
+                f"Another run is writing to {self.path}: wait for it to end, or choose another output folder."
+            ) from error
+        except OSError as error:
+            raise ValueError(
+                f"{self.path} must be a folder that can be written to, or the path of a new one, got: {error}. Choose "
+                "another output folder."
+            ) from error
+        self._lock = lock
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._lock.release()
+
+    @property
+    def written(self) -> set[str]:
+        """
+        What runs have written here, as POSIX paths in this folder. One that ends in `/` is a folder that is theirs as
+        a whole.
+        """
+        file = self.path / RECORD
+        try:
+            names = json.loads(file.read_text(encoding="utf-8"))["written"]
+            # The record decides what is deleted: nothing outside of the folder may be in it.
+            valid = all(not PurePosixPath(n).is_absolute() and ".." not in PurePosixPath(n).parts and n for n in names)
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise ValueError(
+                f"{file} cannot be read ({error}). Delete it to keep all files of {self.path}."
+            ) from error
+        if not valid:
+            raise ValueError(f"{file} names files outside of {self.path}. Delete it to keep all files there.")
+        return set(names)
+
+    def record(self, names: Iterable[str]) -> None:
+        """Takes files, POSIX paths in this folder, for this package's own. To be called before they are written."""
+        self._write_record(self.written, set(names))
+
+    def refuse_existing(self, patterns: Sequence[str], overwrite: bool = False) -> None:
+        """
+        Refuses to go on where files exist that the run is going to write.
+
+        Args:
+            patterns (`Sequence[str]`): Glob patterns of these files, POSIX, relative to this folder.
+            overwrite (`bool`): Whether files that an earlier run wrote may be replaced. Others never are.
+
+        Raises:
+            ValueError: If there are such files; it names them.
+        """
+        existing = {path for pattern in patterns for path in self.path.glob(pattern) if not path.is_dir()}
+        own = self.written
+        names = sorted({path.relative_to(self.path).as_posix() for path in existing} - {RECORD, LOCK})
+        if foreign := [name for name in names if not _is_among(name, own)]:
+            raise ValueError(
+                f"{self.path} holds {list_names(foreign)}, which this run would replace and which no earlier run is "
+                "recorded to have written: choose another output folder, or move these files away."
+            )
+        if names and not overwrite:
+            raise ValueError(
+                f"{self.path} holds {list_names(names)} of an earlier run: choose another output folder, or replace "
+                "the earlier results with --overwrite_output_dir."
+            )
+
+    @contextmanager
+    def writing(self, subfolder: str = "") -> Iterator[Path]:
+        """
+        A new folder to write files into, which move to `subfolder` of this one when the context is left. If that fails
+        with an error, nothing is left behind and nothing has changed.
+
+        Raises:
+            ValueError: If a file would replace one that no run wrote; the new files then stay where they are.
+        """
+        unfinished = self.scratch((PurePosixPath(subfolder) / UNFINISHED).as_posix())
+        try:
+            yield unfinished
+        except BaseException:
+            self.delete([f"{unfinished.relative_to(self.path).as_posix()}/"])
+            raise
+        files = {
+            (PurePosixPath(subfolder) / path.relative_to(unfinished).as_posix()).as_posix(): path
+            for path in sorted(unfinished.rglob("*"))
+            if path.is_file()
+        }
+        own = self.written
+        if foreign := [name for name in files if (self.path / name).exists() and not _is_among(name, own)]:
+            raise ValueError(
+                f"{self.path} holds {list_names(foreign)}, which no run wrote and which the new files in {unfinished} "
+                "would replace: move the old ones away, and the new ones to their place."
+            )
+        self.record(files)
+        for name, path in files.items():
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, self.path / name)
+        self.delete([f"{unfinished.relative_to(self.path).as_posix()}/"])
+
+    def scratch(self, name: str) -> Path:
+        """
+        A new, empty folder that is this package's as a whole, recorded as such. One that a killed run has left is
+        emptied; where somebody else has something of this name, another one is taken.
+        """
+        own = self.written
+        for candidate in chain([name], (f"{name}_{number}" for number in count(2))):
+            path = self.path / candidate
+            if f"{candidate}/" in own or not os.path.lexists(path):
+                break
+        self.delete([f"{candidate}/"])
+        self.record([f"{candidate}/"])
+        path.mkdir(parents=True)
+        return path
+
+    def delete(self, names: Iterable[str]) -> None:
+        """
+        Deletes files that are this package's own, and the folders that this leaves empty.
+
+        Args:
+            names (`Iterable[str]`): Some of [`written`]. What is not there any more is only forgotten.
+
+        Raises:
+            ValueError: If a name is not recorded.
+        """
+        names, own = list(names), self.written
+        for name in names:
+            path = self.path / name
+            if name.endswith("/") and not path.exists():
+                continue
+            if name not in own:
+                raise ValueError(f"{path} is not deleted, as no run is recorded to have written it.")
+            if name.endswith("/") and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            self._remove_empty(path.parent)
+        self._write_record(own, forgotten=set(names))
+
+    def _remove_empty(self, folder: Path) -> None:
+        while folder != self.path and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
+
+    def _write_record(self, own: set[str], new: Set[str] = frozenset(), forgotten: Set[str] = frozenset()) -> None:
+        names = (own | new) - forgotten
+        if names == own:
+            return
+        text = json.dumps({"written": sorted(names)}, indent=1) + "\n"
+        unfinished = self.path / f"{RECORD}{UNFINISHED}"
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, self.path / RECORD)
+
+
+def list_names(names: Sequence[str]) -> str:
+    """The names in a sentence: the first ones of many, and how many more there are."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _is_among(name: str, own: set[str]) -> bool:
+    return name in own or any(name.startswith(folder) for folder in own if folder.endswith("/"))
+
+
+__all__ = ["OutputFolder", "list_names"]

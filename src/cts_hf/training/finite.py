@@ -1,0 +1,69 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A training that has gone astray is stopped before any of it is saved."""
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+
+class FiniteLoss:
+    """
+    At which step the loss was not finite for the first time. It is remembered on the device, so that no step waits for
+    the answer.
+
+    Args:
+        device: where the losses are.
+    """
+
+    def __init__(self, device: torch.device):
+        self._first_step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._loss = torch.zeros(1, device=device)
+
+    def update(self, loss: torch.Tensor, step: int) -> None:
+        """Looks at the loss, a scalar, of step number `step`, which counts from 1."""
+        is_first = ~loss.isfinite() & (self._first_step == 0)
+        self._first_step = torch.where(is_first, step, self._first_step)
+        self._loss = torch.where(is_first, loss.float(), self._loss)
+
+    def check(self, model: nn.Module, accelerator: Accelerator) -> None:
+        """
+        Raises `ValueError` in every process if a loss of any process, or a weight of `model`, is not finite. To be
+        called by all processes before anything is saved.
+        """
+        steps, losses = (accelerator.gather(value) for value in (self._first_step, self._loss))
+        if steps.any():
+            process = int(torch.where(steps > 0, steps, steps.max() + 1).argmin())
+            raise ValueError(
+                f"The loss must be finite, got {losses[process].item()} at step {steps[process].item()}. {_ADVICE}"
+            )
+        if names := not_finite(model):
+            part = "the policy" if all(".policy." in name for name in names) else f"the {type(model).__name__}"
+            raise ValueError(
+                f"The weights of {part} must be finite, got NaN or infinity in {', '.join(names[:5])}. {_ADVICE}"
+            )
+
+
+_ADVICE = (
+    "Nothing of it was saved; earlier checkpoints are as they were. Try a lower --learning_rate, a longer "
+    "--warmup_steps, --max_grad_norm 1, or --mixed_precision bf16 or no instead of fp16."
+)
+
+
+def not_finite(model: nn.Module) -> list[str]:
+    """Names of the weights, buffers included, that hold NaN or infinity."""
+    state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    # One transfer from the device for all of them.
+    finite = torch.stack([value.isfinite().all() for value in state.values()]).tolist() if state else []
+    return [name for name, is_finite in zip(state, finite, strict=True) if not is_finite]

@@ -1,0 +1,97 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a run may do in its output folder, where an earlier run or somebody else has left files."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from cts_hf.output_folder import OutputFolder
+from cts_hf.publishing import CODE_FILES, WEIGHT_FILES
+from cts_hf.training.arguments import OptimizationArguments
+from cts_hf.training.checkpoints import CHECKPOINT_FILES, CHECKPOINTS, CheckpointFolder
+from cts_hf.training.recipe import RECIPE_FILE
+
+
+BEST = "best"
+# What `save_model_folder` writes.
+_MODEL_FILES = (*WEIGHT_FILES, "config.json", "preprocessor_config.json", RECIPE_FILE, "README.md", *CODE_FILES)
+_PATTERNS = (
+    *_MODEL_FILES,
+    "prediction.png",
+    *(f"{BEST}/{name}" for name in _MODEL_FILES),
+    *(f"{CHECKPOINTS}/step_*/{name}" for name in CHECKPOINT_FILES),
+)
+
+
+def lock_output(output_dir: str | Path, accelerator: Accelerator) -> AbstractContextManager:
+    """The output folder of a run, locked by its main process; see [`OutputFolder`]."""
+    return OutputFolder(output_dir) if accelerator.is_main_process else nullcontext()
+
+
+def refuse_earlier_run(args: OptimizationArguments) -> None:
+    """
+    Refuses to train into a folder that holds what the run would replace: files that no run wrote in any case, those of
+    an earlier run unless it is this one that goes on, or `overwrite_output_dir`.
+
+    Raises:
+        ValueError: it names the files.
+    """
+    checkpoints = CheckpointFolder(args.output_dir)
+    folder = checkpoints.output
+    resumed = checkpoints.find(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+    if resumed is not None:
+        checkpoints.read_progress(resumed)  # refuses those of earlier versions, by name
+    folder.refuse_existing(_PATTERNS, overwrite=True)
+    if args.overwrite_output_dir or checkpoints.contains(resumed):
+        return
+    if not args.resume_from_checkpoint and (found := checkpoints.list()):
+        raise ValueError(
+            f"{checkpoints.folder} holds checkpoints of an earlier run, up to {found[-1].name}. Go on with "
+            "--resume_from_checkpoint latest, choose another --output_dir, or delete them with "
+            "--overwrite_output_dir."
+        )
+    folder.refuse_existing(_PATTERNS)
+
+
+def refuse_own_sources(output_dir: str | Path, sources: Mapping[str, str | None]) -> None:
+    """
+    Refuses sources that lie where the run writes, as it would replace them.
+
+    Args:
+        output_dir: folder of the run.
+        sources: by the name of its option, what is read: a path, an id on the Hub, or None.
+    """
+    own = Path(output_dir).resolve()
+    for name, source in sources.items():
+        if source is None or not Path(source).exists():
+            continue
+        path = Path(source).resolve()
+        places = {path, path.parent} if path.is_file() else {path}
+        if places & {own, own / BEST} or own / CHECKPOINTS in path.parents:
+            raise ValueError(
+                f"`output_dir` must not be where `{name}` lies, got {output_dir} and {source}: the run would replace "
+                "what it starts from. Choose another --output_dir."
+            )
+
+
+def delete_earlier_run(output_dir: str | Path) -> None:
+    """Deletes all that earlier runs are recorded to have written, and says how many files that were."""
+    folder = OutputFolder(output_dir)
+    if written := folder.written:
+        there = sum((folder.path / name).exists() for name in written)
+        folder.delete(written)
+        print(f"Deleted {there} files of an earlier run in {output_dir}.")

@@ -1,0 +1,16 @@
+import os
+
+import pytest
+
+
+# The tests are about the CPU, also where there is a GPU: what is computed there is not the same twice, and the exact
+# ones would fail. Processes that they start inherit it.
+os.environ.update(CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache_of_data_sets(tmp_path_factory):
+    """Neither leftovers of other runs nor a home that can be written to decide what tests find."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        yield
