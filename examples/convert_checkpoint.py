@@ -20,7 +20,7 @@ Converts a checkpoint of another implementation to a folder that `from_pretraine
     python examples/convert_checkpoint.py --source converted --output_dir original --kind original
 
 A plain Segmenter becomes a model with `token_reduction=0`; `--policy` gives it a policy, and `--token_reduction` a
-budget.
+budget. What an earlier conversion wrote is only replaced with --overwrite_output_dir, and files of others never are.
 """
 
 from dataclasses import dataclass, field
@@ -29,10 +29,17 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
+from cts_hf import CtsImageProcessor
 from cts_hf.checkpoint_conversion import BENCHMARK_CLASSES, convert_checkpoint, load_policy, save_original
+from cts_hf.loading import load_processor, load_segmenter
 from cts_hf.model_card import model_card
-from cts_hf.normalization import load_processor
+from cts_hf.output_folder import OutputFolder
+from cts_hf.publishing import CODE_FILES, WEIGHT_FILES
+from cts_hf.token_sharing import num_shared_superpatches
+
+
+CONVERTED = (*WEIGHT_FILES, "config.json", "preprocessor_config.json", "README.md", *CODE_FILES)
+ORIGINAL = ("checkpoint.pth", "variant.yml")
 
 
 @dataclass
@@ -41,6 +48,7 @@ class ConversionArguments:
 
     source: str = field(metadata={"help": "Folder or file of the checkpoint."})
     output_dir: str = field(metadata={"help": "Folder to write, or to add to."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what an earlier conversion wrote."})
     kind: str = field(
         default="segmenter",
         metadata={
@@ -70,15 +78,31 @@ class ConversionArguments:
     )
     image_std: list[float] | None = field(default=None, metadata={"help": "Standard deviation, likewise.", "nargs": 3})
 
+    def __post_init__(self):
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ValueError(f"`image_size` must be a height and a width of 1 pixel or more, got {self.image_size}.")
+        if self.num_attention_heads is not None and self.num_attention_heads < 1:
+            raise ValueError(f"`num_attention_heads` must be at least 1, got {self.num_attention_heads}.")
+        if self.output_stride not in (None, 8, 16, 32):
+            raise ValueError(f"`output_stride` must be 8, 16 or 32, got {self.output_stride}.")
+        if self.token_reduction is not None:
+            num_shared_superpatches(self.token_reduction, num_patches=4)  # refuses what is no budget
+
 
 def main() -> None:
     (args,) = HfArgumentParser(ConversionArguments).parse_args_into_dataclasses()
-    if args.kind == "original":
-        model = CtsForSemanticSegmentation.from_pretrained(args.source)
-        save_original(model, load_processor(args.source, model.config), args.output_dir)
-        print(f"Wrote checkpoint.pth and variant.yml to {args.output_dir}.")
-        return
+    with OutputFolder(args.output_dir) as output:
+        output.refuse_existing(ORIGINAL if args.kind == "original" else CONVERTED, args.overwrite_output_dir)
+        with output.writing() as unfinished:
+            done = convert(args, unfinished, output.path.resolve().name)
+    print(done)
 
+
+def convert(args: ConversionArguments, folder: Path, name: str) -> str:
+    """Writes what was asked for into a folder, which will have the name `name`, and says what it is."""
+    if args.kind == "original":
+        save_original(load_segmenter(args.source), load_processor(args.source), folder)
+        return f"Wrote checkpoint.pth and variant.yml to {args.output_dir}."
     if args.kind == "policy":
         eps = {"batch_norm_eps": 1e-3, "tf_padding": True} if args.tf_padding else {}
         options = given(args, "image_mean", "image_std")
@@ -88,12 +112,11 @@ def main() -> None:
         options = given(args, "image_size", "num_attention_heads", "token_reduction", "image_mean", "image_std")
         names = BENCHMARK_CLASSES[args.dataset] if args.dataset else None
         model, processor = convert_checkpoint(args.source, policy=args.policy, class_names=names, **options)
-    model.save_pretrained(args.output_dir)
-    processor.save_pretrained(args.output_dir)
-    folder = Path(args.output_dir)
-    card = model_card(model, {}, title=folder.name, name=folder.name, has_recipe=False)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    card = model_card(model, {}, title=name, name=name, has_recipe=False)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    print(f"{type(model).__name__} of {model.num_parameters():,} parameters is in {args.output_dir}.")
+    return f"{type(model).__name__} of {model.num_parameters():,} parameters is in {args.output_dir}."
 
 
 def given(args: ConversionArguments, *names: str) -> dict[str, Any]:

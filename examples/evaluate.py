@@ -34,12 +34,13 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
-from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor, num_shared_superpatches
+from cts_hf import num_shared_superpatches
 from cts_hf.budget_sweep import budget_sweep, format_table, plot_sweep, to_json
 from cts_hf.data import DataError
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.evaluation import POLICIES
 from cts_hf.inference import InferenceOptions
+from cts_hf.loading import load_processor, load_segmenter
 from cts_hf.output_folder import OutputFolder
 
 
@@ -107,8 +108,8 @@ def evaluate(
         rows = data.evaluation_rows(arguments.split, arguments.max_samples)
     except DataError as error:
         raise SystemExit(str(error)) from error
-    model = CtsForSemanticSegmentation.from_pretrained(arguments.model).to(accelerator.device)
-    processor = CtsImageProcessor.from_pretrained(arguments.model)
+    model = load_segmenter(arguments.model).to(accelerator.device)
+    processor = load_processor(arguments.model)
     if data.num_classes != model.config.num_labels:
         raise SystemExit(
             f"The data set has {data.num_classes} classes, the model {model.config.num_labels}: give the data set "

@@ -20,7 +20,8 @@ Exports a model to ONNX, policy and token sharing included, for one image size a
 
 writes model.onnx and, beside it, the configuration and an image processor that resizes images to that size, whatever
 their aspect ratio: export the one that your images have. It then runs the file in ONNX Runtime and says how far its
-outputs are from those of the model in PyTorch.
+outputs are from those of the model in PyTorch. What an earlier export wrote is only replaced with
+--overwrite_output_dir, and files of others never are.
 """
 
 import tempfile
@@ -31,9 +32,16 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser
 
-from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
+from cts_hf import CtsForSemanticSegmentation
+from cts_hf.loading import load_processor, load_segmenter
 from cts_hf.onnx_export import OnnxSegmenter, export_onnx
+from cts_hf.output_folder import OutputFolder
+from cts_hf.publishing import CODE_FILES
 from cts_hf.timing import median_times
+from cts_hf.token_sharing import num_shared_superpatches
+
+
+EXPORTED = ("model.onnx", "model.onnx.data", "config.json", "preprocessor_config.json", *CODE_FILES)
 
 
 @dataclass
@@ -49,10 +57,21 @@ class ExportArguments:
     token_reduction: float | None = field(
         default=None, metadata={"help": "Fraction of the tokens to remove, 0 to 0.75. Default: the model's own."}
     )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what an earlier export wrote."})
     benchmark: bool = field(
         default=False, metadata={"help": "Time PyTorch and ONNX Runtime, with and without sharing, on this machine."}
     )
     rounds: int = field(default=20, metadata={"help": "Timed calls of each in the benchmark."})
+
+    def __post_init__(self):
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ValueError(f"`image_size` must be a height and a width of 1 pixel or more, got {self.image_size}.")
+        if self.batch_size < 0:
+            raise ValueError(f"`batch_size` must be at least 0 (0: any number of images), got {self.batch_size}.")
+        if self.rounds < 1:
+            raise ValueError(f"`rounds` must be at least 1, got {self.rounds}.")
+        if self.token_reduction is not None:
+            num_shared_superpatches(self.token_reduction, num_patches=4)  # refuses what is no budget
 
 
 def main() -> None:
@@ -61,17 +80,19 @@ def main() -> None:
         raise SystemExit(
             f"output_dir is the folder of the model, {args.model}, and would change it: give another one."
         )
-    model = CtsForSemanticSegmentation.from_pretrained(args.model, dtype=torch.float32)
-    if args.token_reduction is not None:
-        model.config.token_reduction = args.token_reduction
-    image_size = tuple(args.image_size or model.config.image_height_and_width)
-    processor = CtsImageProcessor.from_pretrained(args.model)
-    processor.do_resize, processor.size = True, {"height": image_size[0], "width": image_size[1]}
-
+    with OutputFolder(args.output_dir) as output:
+        output.refuse_existing(EXPORTED, args.overwrite_output_dir)
+        model = load_segmenter(args.model, dtype=torch.float32)
+        if args.token_reduction is not None:
+            model.config.token_reduction = args.token_reduction
+        image_size = tuple(args.image_size or model.config.image_height_and_width)
+        processor = load_processor(args.model)
+        processor.do_resize, processor.size = True, {"height": image_size[0], "width": image_size[1]}
+        with output.writing() as unfinished:
+            export_onnx(model, unfinished / "model.onnx", image_size, args.batch_size or None)
+            model.config.save_pretrained(unfinished)
+            processor.save_pretrained(unfinished)
     file = Path(args.output_dir) / "model.onnx"
-    export_onnx(model, file, image_size, args.batch_size or None)
-    model.config.save_pretrained(args.output_dir)
-    processor.save_pretrained(args.output_dir)
     print(f"{file} has {file.stat().st_size / 2**20:.1f} MiB.")
 
     # A number of images that it was not exported with, where that is left open.

@@ -18,21 +18,27 @@ Segments all images of a folder.
     accelerate launch examples/predict.py --model outputs/camvid --images photos --output_dir predictions
 
 writes predictions/masks/NAME.png (the class id of every pixel), predictions/overlays/NAME.jpg and
-predictions/grids/NAME.png (which superpatches shared a token). Started again, it goes on where it stopped. Files that
-cannot be read are listed at the end, and the exit status is then 1.
+predictions/grids/NAME.png (which superpatches shared a token). Started again, it goes on where it stopped: what this
+model made with these options is not made again, unless the image has changed. Results of another model or budget are
+only replaced with --overwrite_output_dir, and files that are no results never are. Images that cannot be read or
+segmented are listed at the end, and the exit status is then 1.
 
 A video is a folder of frames: `ffmpeg -i video.mp4 frames/%06d.jpg`.
 """
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
-from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
 from cts_hf.inference import InferenceOptions
-from cts_hf.prediction import OUTPUTS, find_images, predict_files
+from cts_hf.loading import load_processor, load_segmenter
+from cts_hf.output_folder import OutputFolder
+from cts_hf.prediction import find_images, predict_files
+from cts_hf.prediction_results import OUTPUTS
+from cts_hf.token_sharing import num_shared_superpatches
 
 
 @dataclass
@@ -49,7 +55,18 @@ class PredictionArguments:
     token_reduction: float | None = field(
         default=None, metadata={"help": "Fraction of the tokens to remove, 0 to 0.75. Default: the model's own."}
     )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace results of another model, budget or other options."}
+    )
     num_workers: int = field(default=2, metadata={"help": "Processes that read images."})
+
+    def __post_init__(self):
+        if self.token_reduction is not None:
+            num_shared_superpatches(self.token_reduction, num_patches=4)  # refuses what is no budget
+        if self.num_workers < 0:
+            raise ValueError(
+                f"`num_workers` must be at least 0 (0: no processes of their own), got {self.num_workers}."
+            )
 
 
 def main() -> int:
@@ -57,21 +74,31 @@ def main() -> int:
     arguments, options = parser.parse_args_into_dataclasses()
     outputs = arguments.outputs or [output for output in OUTPUTS if output != "grids" or options.is_single_pass]
     accelerator = Accelerator()
-    problems = predict_files(
-        CtsForSemanticSegmentation.from_pretrained(arguments.model).to(accelerator.device),
-        CtsImageProcessor.from_pretrained(arguments.model),
-        find_images(arguments.images),
-        arguments.output_dir,
-        outputs=outputs,
-        token_reduction=arguments.token_reduction,
-        options=options,
-        num_workers=arguments.num_workers,
-        accelerator=accelerator,
+    # Locked before the model is opened, so that a second run stops at once.
+    with OutputFolder(arguments.output_dir) if accelerator.is_main_process else nullcontext():
+        images = find_images(arguments.images)
+        report = predict_files(
+            load_segmenter(arguments.model).to(accelerator.device),
+            load_processor(arguments.model),
+            images,
+            arguments.output_dir,
+            outputs=outputs,
+            token_reduction=arguments.token_reduction,
+            options=options,
+            overwrite=arguments.overwrite_output_dir,
+            num_workers=arguments.num_workers,
+            accelerator=accelerator,
+        )
+    accelerator.print(
+        f"{report.num_segmented} images were segmented, {report.num_done} had been already; the results are in "
+        f"{arguments.output_dir}."
     )
-    if problems:
-        accelerator.print(f"Could not be read ({len(problems)}):", *problems, sep="\n  ", file=sys.stderr)
+    if report.problems:
+        accelerator.print(
+            f"Could not be segmented ({len(report.problems)}):", *report.problems, sep="\n  ", file=sys.stderr
+        )
     accelerator.end_training()
-    return 1 if problems else 0
+    return 1 if report.problems else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_times_are_those_of_the_parts(monkeypatch):
-    clock, model, runs = Clock(), tiny_model(), count(1)
+    clock, model, runs = Clock(), tiny_model(), []
     monkeypatch.setattr("cts_hf.timing.time", clock)
     monkeypatch.setattr("cts_hf.benchmark.upsampled_argmax", lambda *_: clock.wait(4))
     clock.let_take(model.cts.embeddings.patch_embeddings, lambda _: 1)
@@ -38,11 +37,13 @@ def test_times_are_those_of_the_parts(monkeypatch):
         clock.let_take(layer.mlp, lambda tokens: tokens.shape[1])
     clock.let_take(model.decode_head, lambda _: 3)
 
-    def be_slow_in_the_last_round(*_):
-        clock.slowness = 5 if next(runs) in (9, 10) else 1  # two runs that are not timed, and 4 rounds of two
+    def be_slow_in_the_last_round(_, arguments, options):
+        runs.append(options["token_reduction"])
+        clock.slowness = 5 if len(runs) in (9, 10) else 1  # two runs that are not timed, and 4 rounds of two
 
-    model.register_forward_pre_hook(be_slow_in_the_last_round)
+    model.register_forward_pre_hook(be_slow_in_the_last_round, with_kwargs=True)
     row = measure(model, 0.75, (64, 64), batch_size=2, rounds=4)
+    assert runs[2:10] == [0, 0.75, 0.75, 0] * 2  # each is first as often as the other
     # In milliseconds: 64 patches, or 16 superpatches, and the class token in two layers; two images to upsample.
     rest = {"decoder": 3000, "unsharing": 0, "upsampling": 8000}
     assert row["plain_parts"] == {"embedding_and_sharing": 1000, "encoder": 130_000, **rest}
@@ -145,8 +146,25 @@ def test_presets_have_the_published_numbers_of_tokens(name, num_tokens):
         ({"preset": "small-512", "model": "here"}, "either `preset`"),
         ({"preset": "huge"}, "tiny-512.*got 'huge'"),
         ({"preset": "small-512", "rounds": 0}, "rounds.*got 0"),
+        ({"preset": "small-512", "image_size": [64, -1]}, r"`image_size` must be .* got \[64, -1\]"),
+        ({"preset": "small-512", "batch_size": [0]}, r"`batch_size` must be .* got \[0\]"),
+        ({"preset": "small-512", "token_reduction": [float("nan")]}, "`token_reduction` must be .*between 0"),
+        ({"preset": "small-512", "plot": "report.txt"}, "`plot` must be the path of a .png or .svg file"),
     ],
 )
 def test_refusals_name_the_value(options, message):
     with pytest.raises(ValueError, match=message):
         BenchmarkArguments(**options)
+
+
+@pytest.mark.parametrize("name", ["json", "plot"])
+def test_files_that_cannot_be_written_are_refused_before_the_model_is_opened(tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder.png").mkdir()
+    for path in (tmp_path / "folder.png", tmp_path / "file" / "report.png", tmp_path / f"{'n' * 300}.png"):
+        with pytest.raises(ValueError, match=f"`{name}` must be the path of a file that can be written, got"):
+            main(["--model", "absent", f"--{name}", str(path)])
+    with pytest.raises(FileNotFoundError, match="absent"):
+        main(["--model", str(tmp_path / "absent"), f"--{name}", str(tmp_path / "new" / "report.png")])
+    assert list((tmp_path / "new").iterdir()) == []
+    assert (tmp_path / "file").read_text() == "mine"

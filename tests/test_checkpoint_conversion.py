@@ -132,7 +132,7 @@ def test_names_and_options(tmp_path):
     with pytest.raises(ValueError, match=f"4 classes, got names of {len(ADE20K_CLASSES)}"):
         convert_checkpoint(folder)
     (folder / "variant.yml").write_text("!!python/object/apply:os.getcwd []")
-    with pytest.raises(ValueError, match="no file of options"):
+    with pytest.raises(ValueError, match="must be a YAML file of options"):
         convert_checkpoint(folder)
 
 
@@ -164,6 +164,13 @@ def test_mmsegmentation(decoder, wrapping, tmp_path):
     assert model.config.token_reduction == 0
     assert (model.config.id2label[4] == "car") is (wrapping != "none")
     assert processor.size == {"shortest_edge": 64}
+
+
+@pytest.mark.parametrize("meta", [{"CLASSES": 5}, {"dataset_meta": ["wall"]}, {"CLASSES": [1, 2, 3, 4, 5]}, "none"])
+def test_metadata_without_names_of_classes_is_left_out(tmp_path, meta):
+    torch.save({"meta": meta, "state_dict": build_segmenter().state_dict()}, tmp_path / "segmenter.pth")
+    model, _ = convert_checkpoint(tmp_path / "segmenter.pth", num_attention_heads=2)
+    assert model.config.id2label[4] == "LABEL_4"
 
 
 @torch.no_grad()
@@ -277,6 +284,96 @@ def test_folders_that_would_give_a_random_policy_are_refused(tmp_path):
         assert part in str(error.value)
     policy.save_pretrained(tmp_path / "policy")
     assert torch.equal(load_policy(tmp_path / "policy").head.bias, policy.head.bias)
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint.pth", "model.safetensors", "weights.npz", "model.pth", "pytorch_model.bin", "weights.pt"]
+)
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", b"no weights at all", b"\x80\x02"], ids=["empty", "zip", "text", "pickle"]
+)
+def test_damaged_files_are_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    source = tmp_path / name if name.startswith("weights") else tmp_path
+    problem = (
+        "(must be a file of weights, got one that|cannot be read as weights)" if content else ".* got an empty one"
+    )
+    with pytest.raises(ValueError, match=f"{name} {problem}"):
+        convert_checkpoint(source)
+
+
+def test_folders_where_files_are_expected_are_named(tmp_path):
+    (tmp_path / "checkpoint.pth").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"holds none of model.safetensors, .* Name the file itself"):
+        convert_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds none of"):
+        load_policy(tmp_path / "checkpoint.pth")
+    golden, meta = load_golden("tiny_mask_cts")
+    folder = write_original(tmp_path / "run", golden["weights"], meta)
+    (folder / "variant.yml").unlink()
+    (folder / "variant.yml").mkdir()
+    with pytest.raises(ValueError, match=r"variant\.yml must be a YAML file of options"):
+        convert_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("net_kwargs", "image_size", []),
+        ("net_kwargs", "image_size", [64]),
+        ("net_kwargs", "image_size", [64, "64"]),
+        ("net_kwargs", "image_size", -64),
+        ("net_kwargs", "image_size", {"height": 64}),
+        ("net_kwargs", "patch_size", "16"),
+        ("net_kwargs", "n_heads", 0),
+        ("net_kwargs", "n_heads", True),
+        ("net_kwargs", "dropout", "none"),
+        ("net_kwargs", "drop_path_rate", float("nan")),
+        ("net_kwargs", "normalization", ["vit"]),
+        ("net_kwargs", "policy_schedule", [1]),
+        ("net_kwargs", "policy_schedule", [0, 0]),
+        ("net_kwargs", "policy_schedule", "all"),
+        ("net_kwargs", "decoder", [1, 2]),
+        ("net_kwargs", "decoder", {"dropout": 2}),
+        ("dataset_kwargs", "image_size", [96, 96]),
+        ("dataset_kwargs", "dataset", ["ade20k"]),
+    ],
+)
+def test_options_of_another_kind_are_named(tmp_path, section, name, value):
+    golden, meta = load_golden("tiny_mask_cts")
+    folder = write_original(tmp_path / "run", golden["weights"], meta)
+    variant = yaml.safe_load((folder / "variant.yml").read_text().replace("!!python/tuple", ""))
+    variant[section][name] = value
+    (folder / "variant.yml").write_text(yaml.safe_dump(variant))
+    with pytest.raises(
+        ValueError, match=rf"`{section}\.{name}(\.dropout)?` in .*variant\.yml must be .*, got .*: correct it"
+    ):
+        convert_checkpoint(folder)
+
+
+def test_variants_that_are_no_text_are_named(tmp_path):
+    golden, meta = load_golden("tiny_mask_cts")
+    folder = write_original(tmp_path / "run", golden["weights"], meta)
+    for content in ("net_kwargs: {}".encode("utf-16"), b"a: [", b"[" * 10000):
+        (folder / "variant.yml").write_bytes(content)
+        with pytest.raises(ValueError, match=r"variant\.yml must be a YAML file of options in UTF-8"):
+            convert_checkpoint(folder)
+    variant = {"net_kwargs": {"n_heads": 2}, "dataset_kwargs": "none"}
+    (folder / "variant.yml").write_text(yaml.safe_dump(variant))
+    with pytest.raises(ValueError, match=r"`dataset_kwargs` in .* must be a mapping, got 'none'"):
+        convert_checkpoint(folder)
+
+
+def test_originals_replace_no_file(tmp_path):
+    model, processor = tiny_model(**ORIGINAL_OPTIONS, use_policy=False), CtsImageProcessor()
+    (tmp_path / "variant.yml").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"variant\.yml is there already"):
+        save_original(model, processor, tmp_path)
+    assert (tmp_path / "variant.yml").read_text() == "mine"
+    processor = CtsImageProcessor(size={"height": 64, "width": 96})
+    with pytest.raises(ValueError, match="must have a size of shortest_edge"):
+        save_original(model, processor, tmp_path / "original")
+    assert not (tmp_path / "original").exists()
 
 
 def test_setting_a_policy(tmp_path):

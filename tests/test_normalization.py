@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 
 from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
 from cts_hf.conversion import load_policy_trunk, load_vit_weights
+from cts_hf.loading import load_config, load_processor, load_segmenter
 from cts_hf.normalization import (
     HALF,
     IMAGENET,
     Normalization,
     check_normalization,
-    load_processor,
     weights_normalization,
 )
 from cts_hf.training import save_model_folder
@@ -301,12 +301,18 @@ def save_old(folder, processor):
 
 def test_a_configuration_of_old_is_completed_by_the_image_processor(tmp_path):
     save_old(tmp_path, CtsImageProcessor(**IMAGENET._asdict()))
-    model = CtsForSemanticSegmentation.from_pretrained(tmp_path)
-    load_processor(tmp_path, model.config)
-    for config in (model.config, model.cts.policy.config):
+    model = load_segmenter(tmp_path)
+    for config in (model.config, model.cts.policy.config, load_config(tmp_path)):
         assert (config.image_mean, config.image_std) == IMAGENET
+    check_normalization(model.config, load_processor(tmp_path))
+    assert load_segmenter(tmp_path, image_mean=0).config.image_mean == [0.0] * 3
     # Recorded, it counts.
     model.save_pretrained(tmp_path)
     CtsImageProcessor().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="must normalize as"):
-        load_processor(tmp_path, CtsForSemanticSegmentation.from_pretrained(tmp_path).config)
+    assert load_config(tmp_path).image_mean == IMAGENET.image_mean
+    with pytest.raises(ValueError, match=r"as config\.json says, with .*0\.485.* got .*0\.5"):
+        load_processor(tmp_path)
+    # What has no image processor is not refused before one is needed.
+    save_old(tmp_path, CtsImageProcessor())
+    (tmp_path / "preprocessor_config.json").unlink()
+    assert load_segmenter(tmp_path).config.image_mean == HALF.image_mean

@@ -1,7 +1,9 @@
 """Uploads to a stand-in of the Hub that speaks its HTTP interface, on this machine."""
 
+import ast
 import base64
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import cts_hf
 from cts_hf import CtsImageProcessor, CtsImageProcessorPil
+from cts_hf.model_card import model_card
 from cts_hf.normalization import IMAGENET
 from cts_hf.publishing import publish, upload_folder
 
@@ -179,3 +182,53 @@ def test_what_is_no_model_is_refused(hub, folder, tmp_path):
     with pytest.raises(ValueError, match=r"lacks README\.md, model\.safetensors.*other formats than safetensors"):
         upload_folder(folder, endpoint=hub.endpoint)
     assert hub.requests == []
+
+
+NAMES = [
+    "me/street",
+    'x", trust_remote_code=True); import os; print("',
+    "```\n\n# Title\n<script>alert(1)</script>",
+    "a\n---\nlicense: mit\n---\n",
+    "back\\slash \\\" and 'quotes'",
+    "[link](https://example.com) ![x](y) | *b* _i_ ~~s~~ $m$ `c` & &lt; #",
+    "caf\u00e9 \U0001f600 \u2028 \x85 \x00",
+    b"not \xff UTF-8".decode("utf-8", "surrogateescape"),
+    "   ",
+    "1. item",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("build", [tiny_model, tiny_policy])
+def test_names_stay_in_their_place_in_the_card(tmp_path, build, name):
+    text = model_card(build(), {name: 0.5}, title=name, name=name)
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    plain = model_card(build(), {"m": 0.5}, title="t", name="n")
+    assert len(text.splitlines()) == len(plain.splitlines())
+    assert ModelCard(text).data.to_dict() == ModelCard(plain).data.to_dict()
+
+    code, plain_code = (re.search(r"^```python\n(.*?)^```$", card, re.M | re.S)[1] for card in (text, plain))
+    nodes, plain_nodes = (list(ast.walk(ast.parse(each))) for each in (code, plain_code))
+    assert [type(node) for node in nodes] == [type(node) for node in plain_nodes]
+    literals, plain_literals = (
+        [node.value for node in each if isinstance(node, ast.Constant)] for each in (nodes, plain_nodes)
+    )
+    assert literals == [name if value == "n" else value for value in plain_literals]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("street-2.1_tiny (mine)", "street-2.1_tiny (mine)"),
+        ("__init__ of a__b", r"\_\_init\_\_ of a\_\_b"),
+        ("a\nb  c\t\x00d", "a b c d"),
+        ("<b>&amp;", "&lt;b&gt;&amp;amp;"),
+        ("`c` | *b* _i_ ~s~ $m$", r"\`c\` \| \*b\* \_i\_ \~s\~ \$m\$"),
+        ("![x](y) #", r"!\[x\](y) \#"),
+        ("back\\slash\\", r"back\\slash\\"),
+    ],
+)
+def test_texts_are_shown_as_they_are(text, shown):
+    card = model_card(tiny_policy(), {text: 0.5}, title=text, name="n")
+    assert f"\n# {shown}\n" in card
+    assert f"\n| {shown} | 0.5000 |\n" in card

@@ -29,10 +29,10 @@ from cts_hf.training import CheckpointFolder
 
 save = CheckpointFolder.save
 
-def save_or_die(folder, accelerator, step):
+def save_or_die(folder, accelerator, step, progress):
     if step == 6:
         os.kill(os.getpid(), signal.SIGKILL)
-    save(folder, accelerator, step)
+    save(folder, accelerator, step, progress)
 
 CheckpointFolder.save = save_or_die
 sys.argv = sys.argv[1:]

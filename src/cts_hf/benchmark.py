@@ -36,8 +36,10 @@ from .benchmark_report import format_report, plot_report
 from .budget_sweep import multiply_adds
 from .configuration_cts import CtsConfig
 from .image_processing_pil_cts import upsampled_argmax
+from .loading import load_config, load_segmenter
 from .modeling_cts import CtsForSemanticSegmentation
 from .timing import Stopwatch, marked_parts, peak_memory
+from .token_sharing import num_shared_superpatches
 
 
 # The splits of the paper, as fractions of the tokens: 103 of 256 superpatches share at 512 pixels, 160 of 400 at 640,
@@ -111,6 +113,13 @@ class BenchmarkArguments:
             raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}.")
         if self.rounds is not None and self.rounds < 1:
             raise ValueError(f"`rounds` must be at least 1, got {self.rounds}.")
+        for name in ("image_size", "batch_size"):
+            if any(value < 1 for value in getattr(self, name)):
+                raise ValueError(f"`{name}` must be whole numbers of 1 or more, got {getattr(self, name)}.")
+        for token_reduction in self.token_reduction:
+            num_shared_superpatches(token_reduction, num_patches=4)  # refuses what is no budget
+        if self.plot is not None and Path(self.plot).suffix.lower() not in (".png", ".svg"):
+            raise ValueError(f"`plot` must be the path of a .png or .svg file, got {self.plot}.")
 
 
 @torch.inference_mode()
@@ -250,15 +259,20 @@ def build_model(arguments: BenchmarkArguments) -> CtsForSemanticSegmentation:
     torch.manual_seed(0)
     if arguments.preset is not None:
         model = CtsForSemanticSegmentation(PRESETS[arguments.preset].config())
-    elif Path(arguments.model).is_dir() and not any(Path(arguments.model).glob("*.safetensors")):
-        model = CtsForSemanticSegmentation(CtsConfig.from_pretrained(arguments.model))
+    elif Path(arguments.model).is_dir() and not _has_weights(Path(arguments.model)):
+        model = CtsForSemanticSegmentation(load_config(arguments.model))
     else:
-        model = CtsForSemanticSegmentation.from_pretrained(arguments.model)
+        model = load_segmenter(arguments.model)
     model.set_attn_implementation(arguments.attn_implementation)
     model = model.to(arguments.device, getattr(torch, arguments.dtype)).eval()
     if model.cts.policy is not None:
         model.cts.policy.fuse_batch_norm()
     return model
+
+
+def _has_weights(folder: Path) -> bool:
+    # Of whatever kind: unreadable ones are refused, not replaced by random ones.
+    return any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir())
 
 
 def describe_setup(arguments: BenchmarkArguments) -> dict[str, Any]:
@@ -310,12 +324,29 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
 def main(command_line: list[str] | None = None) -> None:
     """The command: measures, prints the tables, and writes the files that were asked for."""
     (arguments,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(command_line)
+    for name in ("json", "plot"):
+        if getattr(arguments, name) is not None:
+            _prepare_file(name, Path(getattr(arguments, name)))
     report = run_benchmark(arguments)
     print(format_report(report))
     if arguments.json is not None:
-        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
+        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if arguments.plot is not None:
         plot_report(report, arguments.plot)
+
+
+def _prepare_file(name: str, path: Path) -> None:
+    """Makes the folder of a file that will be written, and refuses one that cannot be, before all that takes time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        path.open("ab").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"`{name}` must be the path of a file that can be written, got {path} ({error.strerror}): choose another."
+        ) from error
 
 
 __all__ = ["PRESETS", "BenchmarkArguments", "build_model", "main", "measure", "run_benchmark"]

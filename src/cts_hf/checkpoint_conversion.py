@@ -31,12 +31,12 @@ from .data.cityscapes import CITYSCAPES_CLASSES
 from .data.pascal_context import PASCAL_CONTEXT_CLASSES
 from .image_processing_cts import CtsImageProcessor
 from .image_processing_pil_cts import CtsImageProcessingMixin
+from .loading import check_finite, load_policy_folder
 from .modeling_cts import CtsForSemanticSegmentation
 from .modeling_cts_policy import CtsPolicyModel
 from .normalization import HALF, IMAGENET, Normalization, check_normalization, choose_normalization
 from .token_sharing import num_shared_superpatches
 from .weight_files import read_checkpoint, read_variant, read_weights, unwrap
-from .weight_names import list_problems
 
 
 BENCHMARK_CLASSES = {
@@ -87,7 +87,8 @@ def convert_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If it is of another kind, its weights do not fit, or names and classes differ in number.
+        ValueError: If it is of another kind, its weights do not fit or are not finite, or names and classes differ in
+            number.
     """
     checkpoint = read_checkpoint(source)
     state_dict = _strip_module(unwrap(checkpoint))
@@ -107,6 +108,7 @@ def convert_checkpoint(
         raise ValueError(f"{source} is a {kind}, not a segmentation model: convert it with `load_policy`.")
     if policy is not None:
         model.set_policy(load_policy(policy, superpatch_size=2 * model.config.patch_size))
+    check_finite(model, source)
     return model.eval(), _build_processor(model.config, variant)
 
 
@@ -122,7 +124,7 @@ def load_policy(source: str | Path, **options: Any) -> CtsPolicyModel:
 
     Raises:
         FileNotFoundError: If there is no such policy.
-        ValueError: If these are the weights of something else, or a folder's weights are incomplete.
+        ValueError: If these are the weights of something else, incomplete or not finite.
     """
     if (Path(source) / "config.json").is_file():
         return load_policy_folder(source)
@@ -132,47 +134,9 @@ def load_policy(source: str | Path, **options: Any) -> CtsPolicyModel:
         raise ValueError(f"{source} holds a {kind} model, not a policy: convert it with `convert_checkpoint`.")
     if kind == "policy trunk":
         options |= _choose_normalization(source, state_dict, kind, options)
-    return convert_policy(state_dict, **options)
-
-
-def load_policy_folder(source: str | Path) -> CtsPolicyModel:
-    """
-    Opens a policy that [`~CtsPolicyModel.save_pretrained`] wrote. Weights that are not there would be random ones.
-
-    Args:
-        source (`str` or `Path`): Folder, or id of a repository on the Hub.
-
-    Raises:
-        ValueError: If weights are missing, left over or misshaped, as in the folder of a whole segmentation model.
-    """
-    policy, info = CtsPolicyModel.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True)
-    if any(name.startswith("cts.") for name in info["unexpected_keys"]):
-        raise ValueError(
-            f"{source} holds a whole segmentation model, not a policy. Give the folder of its policy "
-            "(examples/train.py leaves the one it trains in OUTPUT_DIR/policy), or save the model's own with "
-            f"`CtsForSemanticSegmentation.from_pretrained({str(source)!r}).cts.policy.save_pretrained(FOLDER)`."
-        )
-    problems = loading_problems(info)
-    if problems:
-        raise ValueError(
-            f"The weights in {source} do not fit the policy that its config.json describes. {problems}. Save the "
-            "policy again, weights and config.json together, or train it again with examples/train_policy.py."
-        )
-    return policy
-
-
-def loading_problems(info: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> str:
-    """
-    What `from_pretrained(..., output_loading_info=True)` found wrong, in words; empty if nothing.
-
-    Args:
-        info: the loading info.
-        ignore: beginnings of the names of weights that may be misshaped.
-    """
-    # Misshaped weights come with both of their shapes.
-    misshaped = (str(name if isinstance(name, str) else name[0]) for name in info["mismatched_keys"])
-    misshaped = sorted(name for name in misshaped if not name.startswith(ignore))
-    return list_problems(sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), misshaped)
+    converted = convert_policy(state_dict, **options)
+    check_finite(converted, source)
+    return converted
 
 
 def save_original(model: CtsForSemanticSegmentation, processor: CtsImageProcessingMixin, folder: str | Path) -> None:
@@ -186,17 +150,23 @@ def save_original(model: CtsForSemanticSegmentation, processor: CtsImageProcessi
         folder (`str` or `Path`): Created if it is not there.
 
     Raises:
-        FileExistsError: If there is a checkpoint already.
-        ValueError: If the original has no such normalization, or options that it cannot express have other values
-            than its own: all of them are listed.
+        FileExistsError: If there is a checkpoint or a `variant.yml` already.
+        ValueError: If the original has no such normalization or resizing, or options that it cannot express have other
+            values than its own: all of them are listed.
     """
     folder = Path(folder)
-    if (folder / "checkpoint.pth").exists():
-        raise FileExistsError(f"{folder / 'checkpoint.pth'} is there already. Remove it or name another folder.")
+    for name in ("checkpoint.pth", "variant.yml"):
+        if (folder / name).exists():
+            raise FileExistsError(f"{folder / name} is there already. Remove it or name another folder.")
     config = model.config
     _refuse_inexpressible(config)
     check_normalization(config, processor)
     normalization = _normalization_name(config)
+    if not processor.size.shortest_edge:
+        raise ValueError(
+            f"The image processor must have a size of shortest_edge, as the original resizes images, got "
+            f"{dict(processor.size)}: give one with `size={{'shortest_edge': ...}}`."
+        )
     state_dict = to_original(model)
     for head in ("head", "head_dist") if config.use_distillation_token else ("head",):
         state_dict[f"encoder.{head}.weight"] = torch.zeros(_IMAGENET_CLASSES, config.hidden_size)
@@ -333,16 +303,19 @@ def _class_names(
     if dataset in BENCHMARK_CLASSES:
         return BENCHMARK_CLASSES[dataset]
     meta = checkpoint.get("meta")
-    if not isinstance(meta, dict):
-        return None
-    return meta.get("CLASSES") or (meta.get("dataset_meta") or {}).get("classes")
+    names = None
+    if isinstance(meta, dict):
+        dataset_meta = meta.get("dataset_meta")
+        names = meta.get("CLASSES") or (dataset_meta.get("classes") if isinstance(dataset_meta, dict) else None)
+    is_list_of_names = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return names if is_list_of_names else None
 
 
 def _build_processor(config: CtsConfig, variant: Mapping[str, Any]) -> CtsImageProcessor:
     image_size = config.image_size
     shortest_edge = image_size if isinstance(image_size, int) else min(image_size)
     if variant:
-        shortest_edge = (variant.get("dataset_kwargs") or {}).get("image_size", shortest_edge)
+        shortest_edge = (variant.get("dataset_kwargs") or {}).get("image_size") or shortest_edge
     size = {"shortest_edge": shortest_edge}
     return CtsImageProcessor(size=size, image_mean=config.image_mean, image_std=config.image_std)
 

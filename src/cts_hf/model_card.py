@@ -13,6 +13,9 @@
 # limitations under the License.
 """The model card of a trained model: README.md of its folder, with the metadata that the Hub reads."""
 
+import html
+import re
+
 from transformers import PreTrainedModel
 
 from .modeling_cts_policy import CtsPolicyModel
@@ -48,12 +51,14 @@ _RESULTS = """
 _PAPER = "https://arxiv.org/abs/2306.02095"
 _SEGMENTER_EXAMPLE = """from transformers import pipeline
 
-segment = pipeline("image-segmentation", model="{name}", trust_remote_code=True)
+segment = pipeline("image-segmentation", model={name}, trust_remote_code=True)
 for region in segment("image.jpg"):
     print(region["label"], region["mask"].size)"""
 _POLICY_EXAMPLE = """from cts_hf import CtsPolicyModel
 
-policy = CtsPolicyModel.from_pretrained("{name}")  # or: examples/train.py --policy {name}"""
+policy = CtsPolicyModel.from_pretrained({name})  # or `--policy` of examples/train.py"""
+# What has a meaning in a line of Markdown, a cell of a table included, and is no HTML. Underscores in words have none.
+_MARKDOWN = re.compile(r"([\\`*\[\]#|~$]|(?<![^\W_])_|_(?![^\W_]))")
 
 
 def model_card(
@@ -65,11 +70,11 @@ def model_card(
     Args:
         model: Segmenter or policy.
         metrics: what was measured, fractions of 1.
-        title: headline.
-        name: folder or repository that the example opens.
+        title: headline, any text.
+        name: folder or repository that the example opens, any text.
         has_recipe: whether the model was trained here, so that a `train.yaml` lies beside the card.
     """
-    rows = [f"| {label} | {value:.4f} |" for label, value in metrics.items()]
+    rows = [f"| {_as_markdown(label)} | {value:.4f} |" for label, value in metrics.items()]
     config = model.config
     if isinstance(model, CtsPolicyModel):
         size = config.superpatch_size
@@ -82,14 +87,28 @@ def model_card(
         )
         example, pipeline_tag = _SEGMENTER_EXAMPLE, "image-segmentation"
     return _CARD.format(
-        title=title,
+        title=_as_markdown(title),
         description=description,
         pipeline_tag=pipeline_tag,
         paper=_PAPER,
         recipe=_RECIPE if has_recipe else "",
         results=_RESULTS.format(rows="\n".join(rows)) if rows else "",
-        example=example.format(name=name),
+        example=example.format(name=_as_python(name)),
     )
+
+
+def _as_markdown(text: str) -> str:
+    """Markdown of one line that shows a text as it is, white space aside."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return _MARKDOWN.sub(r"\\\1", html.escape(line, quote=False))
+
+
+def _as_python(text: str) -> str:
+    """A Python literal of a text, on one line."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    # What is not printable is bytes of names that are no UTF-8, too.
+    printable = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in escaped)
+    return f'"{"".join(printable)}"'
 
 
 __all__ = ["model_card"]

@@ -24,7 +24,6 @@ import torch
 from transformers.utils import logging
 
 from .configuration_cts import CtsConfig, CtsPolicyConfig, channel_values
-from .image_processing_cts import CtsImageProcessor
 from .image_processing_pil_cts import CtsImageProcessingMixin
 from .weight_files import read_description, read_weights
 
@@ -122,7 +121,7 @@ def check_normalization(config: CtsConfig | CtsPolicyConfig, processor: CtsImage
         ValueError: If mean or standard deviation differ; both of both are named.
     """
     recorded = Normalization(config.image_mean, config.image_std)
-    processed = _of_processor(processor, config.num_channels)
+    processed = processor_normalization(processor, config.num_channels)
     if recorded != processed:
         raise ValueError(
             f"The image processor must normalize as config.json says, with {recorded._asdict()}, got "
@@ -131,34 +130,8 @@ def check_normalization(config: CtsConfig | CtsPolicyConfig, processor: CtsImage
         )
 
 
-def load_processor(source: str | Path, config: CtsConfig) -> CtsImageProcessor:
-    """
-    The image processor of a model, which has to fit the model's configuration. Where `config.json` is of a time when
-    it did not record the normalization, the image processor's is completed: it is what model and policy have seen.
-
-    Args:
-        source (`str` or `Path`): Folder, or id of a repository on the Hub.
-        config ([`CtsConfig`]): What `config.json` there holds; changed in place.
-
-    Raises:
-        ValueError: If `config.json` records another normalization than the image processor has.
-    """
-    processor = CtsImageProcessor.from_pretrained(source)
-    recorded, _ = CtsConfig.get_config_dict(source)
-    if not recorded.keys() & set(Normalization._fields):
-        normalization = _of_processor(processor, config.num_channels)
-        if normalization != (config.image_mean, config.image_std):
-            logger.warning_once(
-                f"config.json of {source} does not say what its weights expect images to be normalized with: it is "
-                f"{normalization._asdict()}, as its image processor does."
-            )
-        for part in (config, config.policy_config):
-            part.image_mean, part.image_std = map(list, normalization)
-    check_normalization(config, processor)
-    return processor
-
-
-def _of_processor(processor: CtsImageProcessingMixin, num_channels: int) -> Normalization:
+def processor_normalization(processor: CtsImageProcessingMixin, num_channels: int) -> Normalization:
+    """What an image processor normalizes images of so many channels with; 0 and 1 if it does not."""
     values = (processor.image_mean, processor.image_std) if processor.do_normalize else (0, 1)
     named = zip(Normalization._fields, values, strict=True)
     return Normalization(*(channel_values(name, value, num_channels) for name, value in named))
@@ -170,6 +143,6 @@ __all__ = [
     "Normalization",
     "check_normalization",
     "choose_normalization",
-    "load_processor",
+    "processor_normalization",
     "weights_normalization",
 ]

@@ -20,6 +20,7 @@ Needs `pip install onnx onnxscript onnxruntime`, which the extra `onnx` of this 
 
 import importlib
 import os
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 
 from .modeling_cts import CtsForSemanticSegmentation, CtsSemanticSegmenterOutput
+from .output_folder import UNFINISHED
 
 
 OPSET_VERSION = 18
@@ -62,7 +64,8 @@ def export_onnx(
 
     Args:
         model ([`CtsForSemanticSegmentation`]): In float32. It is exported in evaluation mode and left as it was.
-        file (`str` or `Path`): The file to write, or to replace once the new one is whole; its folder is made.
+        file (`str` or `Path`): The file to write, or to replace once the new one is whole; its folder is made. Of
+            large models the weights are in a second file beside it, with `.data` after its name.
         image_size (`int` or pair of `int`, *optional*): Height and width in pixels; `config.image_size` by default.
         batch_size (`int`, *optional*, defaults to 1): Images per call; `None` lets every call have its own number.
         token_reduction (`float`, *optional*): Fraction of the patch tokens to remove; `config.token_reduction` by
@@ -111,9 +114,11 @@ def export_onnx(
         model.train(was_training)
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".unfinished_{file.name}")
-    program.save(str(unfinished))
-    os.replace(unfinished, file)
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent) as folder:
+        # Under its own name, which a file of weights beside it has too.
+        program.save(str(Path(folder) / file.name))
+        for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == file.name):
+            os.replace(path, file.with_name(path.name))  # the file that refers to the others last
 
 
 class OnnxSegmenter:

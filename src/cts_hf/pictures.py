@@ -16,7 +16,7 @@
 import os
 import struct
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -91,7 +91,9 @@ def printable(path: str | Path) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def find_pictures(folder: str | Path, suffixes: Collection[str]) -> tuple[dict[str, Path], list[str]]:
+def find_pictures(
+    folder: str | Path, suffixes: Collection[str], leave_out: Callable[[Path], bool] = lambda path: False
+) -> tuple[dict[str, Path], list[str]]:
     """
     The picture files in a folder and the folders below it. Links to folders are followed, but not back to a folder
     that they lie in; hidden files and folders, and the `__MACOSX` of archives, are skipped.
@@ -99,6 +101,7 @@ def find_pictures(folder: str | Path, suffixes: Collection[str]) -> tuple[dict[s
     Args:
         folder: a folder that exists.
         suffixes: of the files to find, in lower case with their dot.
+        leave_out: tells of a file with such a suffix whether it is none of those to find.
 
     Returns:
         the files by name, which is the path in the folder without suffix, sorted; and one line for every file whose
@@ -108,7 +111,7 @@ def find_pictures(folder: str | Path, suffixes: Collection[str]) -> tuple[dict[s
     paths, problems = _files_below(folder)
     files: dict[str, Path] = {}
     for path in sorted(paths):
-        if path.suffix.lower() not in suffixes:
+        if path.suffix.lower() not in suffixes or leave_out(path):
             continue
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in files:

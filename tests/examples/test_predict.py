@@ -1,4 +1,7 @@
+import errno
 import os
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,9 @@ from PIL import ExifTags, Image
 from cts_hf import CtsImageProcessor
 from cts_hf.data import build_scenes
 from cts_hf.inference import InferenceOptions
+from cts_hf.output_folder import OutputFolder
 from cts_hf.prediction import find_images, predict_files
+from cts_hf.prediction_results import read_stamp
 
 from ..models import tiny_model
 from .scripts import launch, run_main
@@ -44,7 +49,13 @@ NAMES = {"a": (64, 64), "b": (64, 48), "c": (64, 64), "below/d": (64, 64), "e": 
 
 
 def written(folder):
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """All files but the hidden ones of the folder itself: its lock and record."""
+    paths = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {path.as_posix() for path in paths if len(path.parts) > 1 or not path.name.startswith(".")}
+
+
+def contents(folder):
+    return {name: (folder / name).read_bytes() for name in written(folder)}
 
 
 def test_masks_overlays_and_grids(monkeypatch, options):
@@ -70,22 +81,111 @@ def test_masks_are_what_the_model_and_the_processor_give(monkeypatch, options):
         assert np.array_equal(mask, expected.numpy())
 
 
-def test_what_is_there_is_not_made_again(monkeypatch, options):
+def test_what_is_there_is_not_made_again(monkeypatch, capsys, options):
     run_main(monkeypatch, "predict.py", **options)
+    assert "5 images were segmented, 0 had been already" in capsys.readouterr().out
     out = options["output_dir"]
     for name in written(out):
         os.utime(out / name, (1, 1))  # a file system's clock may be too coarse to tell two runs apart
-    before = {name: (out / name).stat().st_mtime_ns for name in written(out)}
-    kept = (out / "masks" / "c.png").read_bytes()
+    kept = contents(out)
+    before = {name: (out / name).stat().st_mtime_ns for name in kept}
     (out / "masks" / "c.png").unlink()
-    (out / "masks" / ".unfinished_c.png").write_bytes(kept[:20])  # what a killed run leaves behind
     run_main(monkeypatch, "predict.py", **options)
+    assert "1 images were segmented, 4 had been already" in capsys.readouterr().out
     after = {name: (out / name).stat().st_mtime_ns for name in written(out)}
-    assert (out / "masks" / "c.png").read_bytes() == kept
+    assert {name for name in before if before[name] != after[name]} == {"masks/c.png"}
+    assert contents(out) == kept
+
+
+def test_results_of_other_settings_are_refused_and_only_replaced_when_asked(monkeypatch, options, tmp_path):
+    out = options["output_dir"]
+    run_main(monkeypatch, "predict.py", **options)
+    before = contents(out)
+    tiny_model(seed=1, num_labels=10).save_pretrained(tmp_path / "other")
+    CtsImageProcessor(size={"shortest_edge": 64}).save_pretrained(tmp_path / "other")
+    tiny_model(num_labels=10).save_pretrained(tmp_path / "resized")
+    CtsImageProcessor(size={"shortest_edge": 48}).save_pretrained(tmp_path / "resized")
+    for change in (
+        {"model": tmp_path / "other"},
+        {"model": tmp_path / "resized"},
+        {"token_reduction": 0.6},
+        {"flip": True},
+        {"shortest_edge": 48, "outputs": "masks"},
+    ):
+        with pytest.raises(ValueError, match=r"masks/a\.png.* of another model, budget .* --overwrite_output_dir"):
+            run_main(monkeypatch, "predict.py", **{**options, **change})
+        assert contents(out) == before
+
+    # The same budget, said aloud, and the same model under another name are the same settings.
+    tiny_model(num_labels=10).save_pretrained(tmp_path / "same")
+    CtsImageProcessor(size={"shortest_edge": 64}).save_pretrained(tmp_path / "same")
+    run_main(monkeypatch, "predict.py", **{**options, "model": tmp_path / "same"}, token_reduction=0.3, batch_size=1)
+    assert contents(out) == before
+
+    replaced = {**options, "model": tmp_path / "other", "outputs": ["masks", "overlays"]}
+    run_main(monkeypatch, "predict.py", **replaced, overwrite_output_dir=True)
+    run_main(monkeypatch, "predict.py", **{**replaced, "output_dir": tmp_path / "fresh"})
+    # Grids of the first model are not left beside masks of the second.
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_results_of_an_image_that_has_changed_are_made_again(monkeypatch, capsys, options, tmp_path):
+    out = options["output_dir"]
+    run_main(monkeypatch, "predict.py", **options)
+    before = contents(out)
+    Image.open(options["images"] / "c.png").transpose(Image.Transpose.ROTATE_180).save(options["images"] / "c.png")
+    run_main(monkeypatch, "predict.py", **options, outputs="masks")
+    assert "1 images were segmented, 4 had been already" in capsys.readouterr().out
+    after = contents(out)
     assert {name for name in before if before[name] != after[name]} == {
         f"{output}/c{suffix}" for output, suffix in SUFFIXES.items()
     }
-    assert not (out / "masks" / ".unfinished_c.png").exists()
+    run_main(monkeypatch, "predict.py", **{**options, "output_dir": tmp_path / "fresh"})
+    assert after == contents(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("overwrite", [{}, {"overwrite_output_dir": True}], ids=["", "overwrite"])
+def test_files_of_others_are_never_replaced(monkeypatch, options, overwrite):
+    """The user's own label maps, in the folder of the images or elsewhere, whatever they hold."""
+    images = options["images"]
+    for folder in (images, options["output_dir"]):
+        (folder / "masks" / "below").mkdir(parents=True)
+        Image.new("L", (64, 64), 7).save(folder / "masks" / "a.png")
+        (folder / "masks" / "below" / "d.png").write_bytes(b"")
+        before = contents(folder)
+        with pytest.raises(ValueError, match=r"masks/a\.png, masks/below/d\.png, which .* no results of this package"):
+            run_main(monkeypatch, "predict.py", **{**options, "output_dir": folder}, **overwrite)
+        assert contents(folder) == before
+    (options["output_dir"] / "grids").write_text("mine")
+    with pytest.raises(ValueError, match="holds grids, which the results would replace"):
+        run_main(monkeypatch, "predict.py", **options, **overwrite, outputs="grids")
+
+
+def test_results_beside_images_of_their_name_are_no_images(monkeypatch, options):
+    """Pictures of the user's own in a folder called overlays, one of which is named like a result but for its type."""
+    images = options["output_dir"] = options["images"]
+    (images / "overlays").mkdir()
+    Image.new("RGB", (64, 64), "teal").save(images / "overlays" / "a.png")
+    run_main(monkeypatch, "predict.py", **options)
+    after = contents(images)
+    assert {"overlays/a.png", "overlays/a.jpg", "overlays/overlays/a.jpg"} <= set(after)
+    for _ in range(2):
+        run_main(monkeypatch, "predict.py", **options)
+        assert contents(images) == after
+
+
+@pytest.mark.parametrize("place", [".", "out", "below/out"])
+def test_results_among_the_images_are_no_images(monkeypatch, options, place):
+    images = options["images"]
+    own = written(images)
+    options["output_dir"] = images / place
+    expected = {f"{output}/{name}{suffix}" for output, suffix in SUFFIXES.items() for name in NAMES}
+    for _ in range(3):
+        assert run_main(monkeypatch, "predict.py", **options) == 0
+        assert written(images / place) - own == expected
+    # Nor are those of an earlier run for a run that writes somewhere else.
+    run_main(monkeypatch, "predict.py", **{**options, "output_dir": images / "other"})
+    assert written(images / "other") == expected
 
 
 def test_unreadable_files_are_listed_and_the_others_done(monkeypatch, capsys, options):
@@ -94,7 +194,7 @@ def test_unreadable_files_are_listed_and_the_others_done(monkeypatch, capsys, op
     (images / "cut.png").write_bytes((images / "a.png").read_bytes()[:500])
     assert run_main(monkeypatch, "predict.py", **options) == 1
     errors = capsys.readouterr().err
-    assert "Could not be read (2):" in errors
+    assert "Could not be segmented (2):" in errors
     assert f"{images / 'broken.jpg'}: cannot be read" in errors
     assert f"{images / 'cut.png'}: cannot be read" in errors
     assert {f"masks/{name}.png" for name in NAMES} <= written(options["output_dir"])
@@ -121,6 +221,142 @@ def test_impossible_calls_are_refused(options, tmp_path):
         find_images(options["images"])
 
 
+def test_one_image_that_cannot_be_segmented_takes_no_other_with_it(monkeypatch, capsys, options):
+    images, out = options["images"], options["output_dir"]
+    Image.new("RGB", (64, 64), "teal").save(images / f"{'n' * 251}.png")  # as long as a name can be
+    (images / b"\xff.png".decode("utf-8", "surrogateescape")).write_bytes((images / "a.png").read_bytes())
+    forward = type(tiny_model()).forward
+
+    def too_much_for_e(self, pixel_values, **kwargs):
+        if pixel_values.shape[-2] > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate a lot")
+        return forward(self, pixel_values, **kwargs)
+
+    monkeypatch.setattr(type(tiny_model()), "forward", too_much_for_e)
+    assert run_main(monkeypatch, "predict.py", **options) == 1
+    output = capsys.readouterr()
+    assert "6 images were segmented" in output.out
+    assert output.err.endswith(
+        f"Could not be segmented (1):\n  {images / 'e.jpg'}: cannot be segmented (CUDA out of memory.)\n"
+    )
+    names = {*NAMES, "n" * 251, b"\xff".decode("utf-8", "surrogateescape")} - {"e"}
+    assert written(out) == {f"{output}/{name}{suffix}" for output, suffix in SUFFIXES.items() for name in names}
+
+
+def test_images_that_would_cost_gigabytes_are_reported(monkeypatch, capsys, options):
+    Image.new("RGB", (5000, 1)).save(options["images"] / "long.png")
+    assert run_main(monkeypatch, "predict.py", **options) == 1
+    output = capsys.readouterr()
+    assert "5 images were segmented" in output.out
+    assert f"Could not be segmented (1):\n  {options['images'] / 'long.png'}: cannot be segmented (" in output.err
+
+
+def test_images_smaller_than_a_superpatch_are_reported(monkeypatch, capsys, options, tmp_path):
+    tiny_model(num_labels=10).save_pretrained(tmp_path / "as_is")
+    CtsImageProcessor(do_resize=False).save_pretrained(tmp_path / "as_is")
+    Image.new("RGB", (4, 64)).save(options["images"] / "thin.png")
+    assert run_main(monkeypatch, "predict.py", **{**options, "model": tmp_path / "as_is"}) == 1
+    assert f"{options['images'] / 'thin.png'}: cannot be segmented (" in capsys.readouterr().err
+    assert {f"masks/{name}.png" for name in NAMES} == {
+        name for name in written(options["output_dir"]) if name.startswith("masks/")
+    }
+
+
+def test_a_full_disk_leaves_nothing_half_written(monkeypatch, options):
+    out, write_bytes = options["output_dir"], Path.write_bytes
+
+    def fill_disk(path, content):
+        if len(list(out.rglob("*.png"))) >= 2:
+            write_bytes(path, content[:20])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_bytes(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", fill_disk)
+    with pytest.raises(OSError, match=r"No space left on device.* could not be written.* start again"):
+        run_main(monkeypatch, "predict.py", **options)
+    assert all(read_stamp(out / name) for name in written(out))
+    monkeypatch.undo()
+    assert run_main(monkeypatch, "predict.py", **options) == 0
+    assert len(written(out)) == 15
+
+
+def test_what_a_killed_run_leaves_is_taken_away(monkeypatch, options):
+    """The temporary file is the same in the next run, which replaces it."""
+    out, replace = options["output_dir"], os.replace
+
+    def kill(source, target):
+        if Path(target).parent.name == "overlays":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "replace", kill)
+        killed.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            run_main(monkeypatch, "predict.py", **options)
+    assert len([path for path in (out / "overlays").iterdir() if path.name.startswith(".unfinished_")]) == 1
+    assert run_main(monkeypatch, "predict.py", **options) == 0
+    assert len(written(out)) == 15
+
+
+def test_a_second_run_in_the_same_folder_is_refused_before_it_opens_the_model(monkeypatch, options):
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with OutputFolder(options["output_dir"]):
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(60)
+    try:
+        with pytest.raises(ValueError, match="Another run is writing to"):
+            run_main(monkeypatch, "predict.py", **{**options, "model": "absent"})
+    finally:
+        done.set()
+        thread.join()
+    options["output_dir"].with_name("file").write_text("mine")
+    with pytest.raises(ValueError, match="must be a folder that can be written to"):
+        run_main(
+            monkeypatch,
+            "predict.py",
+            **{**options, "model": "absent", "output_dir": options["output_dir"].with_name("file")},
+        )
+
+
+def test_options_and_images_are_checked_before_the_model_is_opened(monkeypatch, options, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for change, message in (
+        ({"images": tmp_path / "absent"}, "There is no folder"),
+        ({"images": tmp_path / "empty"}, "There are no images in"),
+        ({"token_reduction": "nan"}, "`token_reduction` must be .*between 0"),
+        ({"token_reduction": -0.1}, "`token_reduction` must be .*between 0"),
+        ({"num_workers": -1}, "`num_workers` must be at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_main(monkeypatch, "predict.py", **{**options, "model": "absent", **change})
+
+
+def test_names_that_differ_in_case_alone_are_refused_where_case_is_ignored(monkeypatch, options, tmp_path):
+    Image.new("RGB", (64, 64)).save(options["images"] / "A.png")
+    assert run_main(monkeypatch, "predict.py", **options, outputs="masks") == 0
+    monkeypatch.setattr("cts_hf.prediction_results._ignores_case", lambda folder: True)
+    with pytest.raises(ValueError, match=r"upper case counts as lower case in .*: A and a. Rename"):
+        run_main(monkeypatch, "predict.py", **{**options, "output_dir": tmp_path / "ignoring"})
+
+
+def test_sharing_needs_a_policy(options):
+    model = tiny_model(num_labels=10, use_policy=False)
+    images = find_images(options["images"])
+    with pytest.raises(ValueError, match=r"`token_reduction` must be 0 for a model without policy, got 0.3"):
+        predict_files(model, CtsImageProcessor(), images, options["output_dir"])
+    report = predict_files(
+        model, CtsImageProcessor(size={"shortest_edge": 64}), images, options["output_dir"], token_reduction=0
+    )
+    assert (report.num_segmented, report.num_done, report.problems) == (5, 0, [])
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_share_the_images(monkeypatch, options, tmp_path):
@@ -128,6 +364,9 @@ def test_two_processes_share_the_images(monkeypatch, options, tmp_path):
     run_main(monkeypatch, "predict.py", **options)
     two = launch("predict.py", 2, **{**options, "output_dir": tmp_path / "two"})
     assert two.returncode != 0
-    assert "Could not be read (1):" in two.stderr
-    one = {name: (options["output_dir"] / name).read_bytes() for name in written(options["output_dir"])}
-    assert {name: (tmp_path / "two" / name).read_bytes() for name in written(tmp_path / "two")} == one
+    assert "Could not be segmented (1):" in two.stderr
+    assert "5 images were segmented, 0 had been already" in two.stdout
+    assert contents(tmp_path / "two") == contents(options["output_dir"])
+    again = launch("predict.py", 2, **{**options, "output_dir": tmp_path / "two"}, token_reduction=0.6)
+    assert again.returncode != 0
+    assert "of another model, budget or other options" in again.stderr

@@ -15,7 +15,9 @@
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from transformers import PreTrainedModel
+
+from cts_hf.loading import describe_not_finite
 
 
 class FiniteLoss:
@@ -37,7 +39,7 @@ class FiniteLoss:
         self._first_step = torch.where(is_first, step, self._first_step)
         self._loss = torch.where(is_first, loss.float(), self._loss)
 
-    def check(self, model: nn.Module, accelerator: Accelerator) -> None:
+    def check(self, model: PreTrainedModel, accelerator: Accelerator) -> None:
         """
         Raises `ValueError` in every process if a loss of any process, or a weight of `model`, is not finite. To be
         called by all processes before anything is saved.
@@ -48,22 +50,11 @@ class FiniteLoss:
             raise ValueError(
                 f"The loss must be finite, got {losses[process].item()} at step {steps[process].item()}. {_ADVICE}"
             )
-        if names := not_finite(model):
-            part = "the policy" if all(".policy." in name for name in names) else f"the {type(model).__name__}"
-            raise ValueError(
-                f"The weights of {part} must be finite, got NaN or infinity in {', '.join(names[:5])}. {_ADVICE}"
-            )
+        if found := describe_not_finite(model):
+            raise ValueError(f"Weights must be finite, got {found}. {_ADVICE}")
 
 
 _ADVICE = (
     "Nothing of it was saved; earlier checkpoints are as they were. Try a lower --learning_rate, a longer "
     "--warmup_steps, --max_grad_norm 1, or --mixed_precision bf16 or no instead of fp16."
 )
-
-
-def not_finite(model: nn.Module) -> list[str]:
-    """Names of the weights, buffers included, that hold NaN or infinity."""
-    state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
-    # One transfer from the device for all of them.
-    finite = torch.stack([value.isfinite().all() for value in state.values()]).tolist() if state else []
-    return [name for name, is_finite in zip(state, finite, strict=True) if not is_finite]

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from cts_hf.checkpoint_conversion import loading_problems
 from cts_hf.configuration_cts import CtsConfig, CtsPolicyConfig
 from cts_hf.conversion import load_policy_trunk, load_vit_weights
 from cts_hf.data import IGNORE_INDEX, SegmentationData
 from cts_hf.image_processing_cts import CtsImageProcessor
+from cts_hf.loading import load_config, load_processor, load_segmenter
 from cts_hf.modeling_cts import CtsForSemanticSegmentation
 from cts_hf.modeling_cts_policy import CtsPolicyModel
-from cts_hf.normalization import HALF, Normalization, load_processor, weights_normalization
+from cts_hf.normalization import HALF, Normalization, check_normalization, weights_normalization
 from cts_hf.training.arguments import DataArguments, ModelArguments, PolicyArguments, PolicySourceArguments
 
 
@@ -47,8 +47,8 @@ def encoder_normalization(args: ModelArguments) -> Normalization:
     """What the encoder of these options sees images normalized with, known before it is built."""
     known = HALF
     if args.model:
-        config = CtsConfig.from_pretrained(args.model)
-        _complete_normalization(args, config)
+        config = load_config(args.model)
+        refuse_other_normalization(args, config)
         known = Normalization(config.image_mean, config.image_std)
     elif args.backbone_weights and None in (args.image_mean, args.image_std):
         known = weights_normalization(args.backbone_weights) or HALF
@@ -146,7 +146,7 @@ def _training_options(
 def adopt_architecture(args: ModelArguments) -> None:
     """Gives the options of the architecture the values of `args.model`, if there is one."""
     if args.model:
-        config = CtsConfig.from_pretrained(args.model)
+        config = load_config(args.model)
         for name in ARCHITECTURE:
             setattr(args, name, getattr(config, name))
 
@@ -197,25 +197,11 @@ def build_segmenter(
 def _load_segmenter(
     args: ModelArguments, source_args: PolicySourceArguments, data: SegmentationData
 ) -> CtsForSemanticSegmentation:
-    model, info = CtsForSemanticSegmentation.from_pretrained(
-        args.model,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        **_training_options(args, source_args, data),
-    )
-    problems = loading_problems(info, ignore=CLASSIFIERS)
-    if problems:
-        raise ValueError(
-            f"The weights of {args.model} do not fit its config.json. {problems}. Save it again as a whole."
-        )
-    _complete_normalization(args, model.config)
+    options = _training_options(args, source_args, data)
+    model = load_segmenter(args.model, ignore=CLASSIFIERS, dtype=torch.float32, **options)
+    check_normalization(model.config, load_processor(args.model))
+    refuse_other_normalization(args, model.config)
     return model
-
-
-def _complete_normalization(args: ModelArguments, config: CtsConfig) -> None:
-    load_processor(args.model, config)
-    refuse_other_normalization(args, config)
 
 
 def build_processor(args: DataArguments, config: CtsConfig | CtsPolicyConfig) -> CtsImageProcessor:

@@ -25,13 +25,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from cts_hf.data import IGNORE_INDEX
-from cts_hf.evaluation import (
-    Sharing,
-    evaluate_segmentation,
-    evaluate_sharings,
-    prepared_batches,
-    total_images,
-)
+from cts_hf.evaluation import Sharing, evaluate_segmentation, evaluate_sharings, prepared_batches, total_images
 from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin, resize_labels
 from cts_hf.inference import InferenceOptions, check_input_sizes
 from cts_hf.metrics import PolicyMetrics, policy_scores
