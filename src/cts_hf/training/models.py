@@ -48,7 +48,6 @@ def encoder_normalization(args: ModelArguments) -> Normalization:
     known = HALF
     if args.model:
         config = load_config(args.model)
-        refuse_other_normalization(args, config)
         known = Normalization(config.image_mean, config.image_std)
     elif args.backbone_weights and None in (args.image_mean, args.image_std):
         known = weights_normalization(args.backbone_weights) or HALF
