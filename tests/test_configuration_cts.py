@@ -101,6 +101,18 @@ def test_what_is_no_normalization_is_refused_by_name(config_class, options, mess
         ({"policy_config": {"superpatch_size": 48}}, r"superpatch_size.*32.*48"),
         ({"policy_config": {"output_strid": 16}}, r"no option 'output_strid'"),
         ({"policy_loss_weight": -1}, r"policy_loss_weight.*-1"),
+        ({"policy_loss_weight": float("nan")}, "policy_loss_weight. must be a finite number from 0 on, got nan"),
+        ({"policy_loss_weight": float("inf")}, "policy_loss_weight. must be a finite number from 0 on, got inf"),
+        ({"token_reduction": float("nan")}, r"token_reduction.*got nan"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps. must be a finite number from 0 on, got nan"),
+        ({"layer_norm_eps": -1e-5}, "layer_norm_eps. must be a finite number from 0 on, got -1e-05"),
+        (
+            {"decoder_layer_norm_eps": float("inf")},
+            "decoder_layer_norm_eps. must be a finite number from 0 on, got inf",
+        ),
+        ({"initializer_range": float("nan")}, "initializer_range. must be a finite number from 0 on, got nan"),
+        ({"initializer_range": -0.02}, r"initializer_range. must be a finite number from 0 on, got -0\.02"),
+        ({"hidden_dropout_prob": float("nan")}, r"hidden_dropout_prob.*got nan"),
         ({"drop_path_rate": 2}, r"drop_path_rate.*2"),
         ({"num_hidden_layers": 0}, r"num_hidden_layers.*0"),
         ({"intermediate_size": 0}, r"intermediate_size.*0"),
@@ -119,6 +131,10 @@ def test_refusals_name_the_value(options, message):
         ({"output_stride": 4}, "8, 16 or 32, got 4"),
         ({"superpatch_size": 15}, "15"),
         ({"width_coefficient": 0}, "width_coefficient"),
+        ({"width_coefficient": float("nan")}, "width_coefficient. must be a finite number above 0, got nan"),
+        ({"depth_coefficient": float("inf")}, "depth_coefficient. must be a finite number above 0, got inf"),
+        ({"batch_norm_eps": float("nan")}, "batch_norm_eps. must be a finite number from 0 on, got nan"),
+        ({"initializer_range": float("inf")}, "initializer_range. must be a finite number from 0 on, got inf"),
         ({"strid": 16}, "no option 'strid'"),
     ],
 )
@@ -130,3 +146,7 @@ def test_policy_refusals_name_the_value(options, message):
 def test_a_linear_decoder_has_no_heads_that_could_not_fit():
     config = CtsConfig(hidden_size=200, num_attention_heads=4, decoder_type="linear")
     assert config.hidden_size == 200
+
+
+def test_an_epsilon_that_is_a_whole_number_serves_the_decoder_too():
+    assert CtsConfig(layer_norm_eps=1).decoder_layer_norm_eps == 1

@@ -139,6 +139,7 @@ def test_saved_files(folder):
         "image_processing_inputs_cts.py",
         "image_processing_pil_cts.py",
         "modeling_cts.py",
+        "modeling_cts_checks.py",
         "modeling_cts_decoders.py",
         "modeling_cts_embeddings.py",
         "modeling_cts_layers.py",

@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,12 +100,30 @@ def test_published_size():
         (torch.zeros(1, 4, 32, 32), None, r"num_channels.*\(1, 4, 32, 32\)"),
         (torch.zeros(1, 3, 8, 32), None, "16 x 16 pixels, got 8 x 32"),
         (torch.zeros(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.int64), r"\(1, 2, 2\).*\(1, 32, 32\)"),
-        (torch.zeros(1, 3, 32, 32), torch.full((1, 2, 2), 2), r"\[2\].*0 to 1"),
+        (torch.zeros(1, 3, 32, 32), torch.full((1, 2, 2), 2), r"0 to 1.*\[2\]"),
+        (torch.zeros(1, 3, 32, 32), torch.zeros(1, 2, 2), r"integer dtype, got torch\.float32: make them"),
+        (torch.zeros(1, 3, 32, 32), [[[0, 1], [1, 0]]], r"integer dtype, got <class 'list'>: make them"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), None, r"floating-point dtype, got torch\.uint8"),
+        (np.zeros((1, 3, 32, 32)), None, r"pixel_values.*got <class 'numpy\.ndarray'>"),
     ],
 )
 def test_refusals_name_the_value(images, labels, message):
     with pytest.raises(ValueError, match=message):
         tiny_policy()(images, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("superpatch_mask", "message"),
+    [
+        (torch.ones(1, 2, 2), r"bool dtype, got torch\.float32"),
+        ([[[True, True], [True, True]]], r"bool dtype, got <class 'list'>"),
+        (torch.ones(1, 32, 32, dtype=torch.bool), r"\(1, 2, 2\).*\(1, 32, 32\)"),
+        (torch.ones(2, 2, 2, dtype=torch.bool), r"\(1, 2, 2\).*\(2, 2, 2\)"),
+    ],
+)
+def test_a_superpatch_mask_is_bool_on_the_grid(superpatch_mask, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_policy()(torch.zeros(1, 3, 32, 32), superpatch_mask=superpatch_mask)
 
 
 def policy_with_statistics(**overrides):

@@ -1,8 +1,11 @@
+import fractions
+
+import numpy as np
 import pytest
 import torch
 
 from cts_hf import build_layout, num_shared_superpatches, share, superpatch_targets, unshare
-from cts_hf.token_sharing import build_padded_layout
+from cts_hf.token_sharing import build_padded_layout, pad_labels
 
 
 GRIDS = [(1, 1), (2, 3), (4, 4), (5, 7)]
@@ -161,6 +164,31 @@ def test_budgets_of_the_paper(token_reduction, num_patches, expected):
     assert num_shared_superpatches(token_reduction, num_patches) == expected
 
 
+@pytest.mark.parametrize("number", [np.float64(0.3), fractions.Fraction(3, 10)])
+def test_any_kind_of_number_is_a_token_reduction(number):
+    assert [num_shared_superpatches(number, 4 * n) for n in range(99)] == [round(0.3 * 4 * n / 3) for n in range(99)]
+    scores, mask = random_scores(4, 5), torch.ones(3, 4, 5, dtype=torch.bool)
+    expected = build_padded_layout(scores, 0.3, mask).shared_superpatches
+    assert torch.equal(build_padded_layout(scores, number, mask).shared_superpatches, expected)
+
+
+@pytest.mark.parametrize("token_reduction", [0.3, 0.4375, 309 / 1024, 0.375])
+def test_a_compiled_budget_is_that_of_python(token_reduction):
+    """Also where a budget is halfway between two integers, as 0.375 of an odd number of superpatches."""
+    torch._dynamo.reset()
+
+    def share_as_many(superpatches):
+        num_shared = num_shared_superpatches(token_reduction, 4 * superpatches.shape[0])
+        return superpatches.new_zeros(num_shared), superpatches + num_shared
+
+    compiled = torch.compile(share_as_many, fullgraph=True, dynamic=True, backend="aot_eager")
+    for num_superpatches in range(600):
+        shared, added = compiled(torch.zeros(num_superpatches, dtype=torch.int64))
+        expected = round(token_reduction * 4 * num_superpatches / 3)
+        assert shared.shape[0] == expected
+        assert (added == expected).all()
+
+
 def brute_force_target(cell, on_border, ignore_index):
     classes = set(cell.flatten().tolist())
     if classes == {ignore_index} or len(classes) == 1:
@@ -198,7 +226,56 @@ def test_refusals_name_the_value():
     with pytest.raises(ValueError, match=r"\(1, 10, 8\)"):
         superpatch_targets(torch.zeros(1, 10, 8, dtype=torch.int64), 4)
     layout = build_layout(scores, 1)
+    scores_with_nan = scores.clone()
+    scores_with_nan[0, 1, 1] = float("nan")
+    for build in (build_layout, lambda scores, num_shared: build_padded_layout(scores, 0.3, torch.ones(3, 2, 2) > 0)):
+        with pytest.raises(ValueError, match=r"must not be NaN.*got 1 NaN among 12: replace"):
+            build(scores_with_nan, 1)
     with pytest.raises(ValueError, match="16 patches"):
         share(torch.zeros(3, 12, 1), torch.zeros(3, 3, 1), layout)
     with pytest.raises(ValueError, match="13 tokens, got 14"):
         unshare(torch.zeros(3, 14, 1), layout)
+
+
+TENSOR_OF_INTEGERS = r"`labels` must be a torch\.Tensor of integer dtype, got "
+NO_NUMBER = r"`token_reduction` must be a number between 0 \(no sharing\) and 0\.75 \(all shared\), got "
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: num_shared_superpatches("0.3", 64), NO_NUMBER + "'0.3'"),
+        (lambda: num_shared_superpatches(True, 64), NO_NUMBER + "True"),
+        (lambda: num_shared_superpatches(float("nan"), 64), NO_NUMBER + "nan"),
+        (lambda: num_shared_superpatches(float("inf"), 64), NO_NUMBER + "inf"),
+        (lambda: num_shared_superpatches(None, 64), NO_NUMBER + "None"),
+        (lambda: num_shared_superpatches([0.3, 0.3], 64), NO_NUMBER + r"\[0\.3, 0\.3\]"),
+        (lambda: num_shared_superpatches((0.3, 0.3), 64), NO_NUMBER + r"\(0\.3, 0\.3\)"),
+        (lambda: num_shared_superpatches(torch.tensor(0.3), 64), NO_NUMBER + r"tensor\(0\.3000\)"),
+        (lambda: num_shared_superpatches(torch.tensor([0.3, 0.3]), 64), NO_NUMBER + r"tensor\(\[0\.3000, 0\.3000\]\)"),
+        (lambda: num_shared_superpatches(np.array(0.3), 64), NO_NUMBER + r"array\(0\.3\)"),
+        (lambda: num_shared_superpatches(0.3j, 64), NO_NUMBER + "0.3j"),
+        (lambda: num_shared_superpatches(0.3, 64.0), r"`num_patches` must be a whole number from 0 on, got 64\.0"),
+        (lambda: num_shared_superpatches(0.3, -64), "whole number from 0 on, got -64"),
+        (lambda: build_layout([[[0.5]]], 1), "`scores` must be a torch.Tensor of real dtype, got <class 'list'>"),
+        (lambda: build_layout(np.zeros((1, 2, 2)), 1), r"`scores` .* got <class 'numpy\.ndarray'>"),
+        (lambda: build_layout(torch.zeros(1, 2, 2) * 1j, 1), r"`scores` .* got torch\.complex64"),
+        (lambda: build_layout(torch.zeros(1, 2, 2), 1.0), r"`num_shared` must be a whole number from 0 on, got 1\.0"),
+        (lambda: build_layout(torch.zeros(1, 2, 2), True), "`num_shared` .* got True"),
+        (lambda: build_padded_layout(torch.zeros(1, 2, 2), 0.3, torch.ones(1, 2, 2)), r"`superpatch_mask` .*float32"),
+        (lambda: build_padded_layout(torch.zeros(1, 2, 2), 0.3, torch.ones(1, 3, 2) > 0), r"\(1, 2, 2\).*\(1, 3, 2\)"),
+        (lambda: superpatch_targets(torch.zeros(1, 8, 8), 4), TENSOR_OF_INTEGERS + r"torch\.float32"),
+        (lambda: superpatch_targets(np.zeros((1, 8, 8), int), 4), TENSOR_OF_INTEGERS + r"<class 'numpy\.ndarray'>"),
+        (lambda: superpatch_targets(torch.ones(1, 8, 8).int(), 4.0), r"`superpatch_size` .* from 1 on, got 4\.0"),
+        (lambda: superpatch_targets(torch.ones(1, 8, 8).int(), 0), "`superpatch_size` .* from 1 on, got 0"),
+        (
+            lambda: superpatch_targets(torch.ones(1, 8, 8).int(), 4, superpatch_mask=torch.ones(1, 8, 8) > 0),
+            r"`superpatch_mask` must have shape .*\(1, 2, 2\).*\(1, 8, 8\)",
+        ),
+        (lambda: pad_labels(np.zeros((1, 8, 8), int), 4), TENSOR_OF_INTEGERS + r"<class 'numpy\.ndarray'>"),
+        (lambda: pad_labels(torch.ones(1, 8, 8).int(), 0), "`superpatch_size` .* from 1 on, got 0"),
+    ],
+)
+def test_wrong_types_are_refused_as_clearly_as_wrong_values(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -83,6 +83,13 @@ def _refuse_below_one(config: PreTrainedConfig, *names: str) -> None:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(config, name)}.")
 
 
+def _refuse_below_zero(config: PreTrainedConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is None or not 0 <= value < math.inf:
+            raise ValueError(f"`{name}` must be a finite number from 0 on, got {value}.")
+
+
 def channel_values(name: str, value: Any, num_channels: int) -> list[float]:
     """
     A mean or standard deviation of the channels, in units of pixels that go from 0 to 1.
@@ -193,8 +200,9 @@ class CtsPolicyConfig(PreTrainedConfig):
         if self.output_stride not in (8, 16, 32):
             raise ValueError(f"`output_stride` must be 8, 16 or 32, got {self.output_stride}.")
         for name in ("width_coefficient", "depth_coefficient"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be a finite number above 0, got {getattr(self, name)}.")
+        _refuse_below_zero(self, "batch_norm_eps", "initializer_range")
 
 
 @strict
@@ -299,7 +307,7 @@ class CtsConfig(PreTrainedConfig):
     decoder_type: str = "mask_transformer"
     decoder_num_hidden_layers: int = 2
     decoder_num_attention_heads: int | None = None
-    decoder_layer_norm_eps: float | None = None
+    decoder_layer_norm_eps: float | int | None = None
     decoder_dropout_prob: float | int = 0.0
     decoder_drop_path_rate: float | int = 0.0
     image_mean: list[float | int] | tuple[float | int, ...] | float | int | None = None
@@ -340,8 +348,7 @@ class CtsConfig(PreTrainedConfig):
             _refuse_outside(self, name, 0, 1)
         for name in ("decoder_dropout_prob", "decoder_drop_path_rate"):
             _refuse_outside(self, name, 0, 1)
-        if self.policy_loss_weight < 0:
-            raise ValueError(f"`policy_loss_weight` must be at least 0 (0: frozen), got {self.policy_loss_weight}.")
+        _refuse_below_zero(self, "layer_norm_eps", "decoder_layer_norm_eps", "initializer_range", "policy_loss_weight")
         if self.decoder_type not in ("mask_transformer", "linear"):
             raise ValueError(f"`decoder_type` must be 'mask_transformer' or 'linear', got {self.decoder_type!r}.")
         names = ["num_attention_heads"]

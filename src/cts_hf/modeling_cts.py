@@ -28,10 +28,11 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cts import CtsConfig
+from .modeling_cts_checks import check_images, check_labels
 from .modeling_cts_decoders import DECODERS, CtsMaskTransformerDecoder
-from .modeling_cts_embeddings import CtsEmbeddings, grid_mask, grid_sizes
-from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask
-from .modeling_cts_policy import CtsPolicyModel, check_label_ids, pad_to_superpatches, policy_loss, renormalize
+from .modeling_cts_embeddings import CtsEmbeddings, check_pixel_mask, grid_mask, grid_sizes
+from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask, weight_dtype
+from .modeling_cts_policy import CtsPolicyModel, check_policy_scores, pad_to_superpatches, policy_loss, renormalize
 from .token_sharing import (
     IGNORED_TARGET,
     TokenLayout,
@@ -135,14 +136,16 @@ class CtsPreTrainedModel(PreTrainedModel):
         frozen if `config.policy_loss_weight` is 0 and trained otherwise.
 
         Args:
-            policy ([`CtsPolicyModel`]): Becomes part of this model, on its device and in its dtype.
+            policy ([`CtsPolicyModel`]): Becomes part of this model, on the device and in the dtype of its encoder.
+                Convert it afterwards to run it in another dtype than the encoder.
 
         Raises:
             ValueError: If the policy is for superpatches of another size or for other channels.
         """
         self.config.check_policy_config(policy.config)
         base = self.base_model
-        base.policy = policy.to(device=self.device, dtype=self.dtype)
+        # Not `self.dtype`: that of the first parameter, which may be one of the policy to replace.
+        base.policy = policy.to(device=base.embeddings.cls_token.device, dtype=base.embeddings.cls_token.dtype)
         self.config.use_policy, self.config.policy_config = True, policy.config
         policy.requires_grad_(True).train(base.training)
         base._freeze_policy()
@@ -211,15 +214,20 @@ class CtsModel(CtsPreTrainedModel):
             [`CtsModelOutput`]: The encoder's output and the layout of its tokens.
 
         Raises:
-            ValueError: If an argument has a wrong shape, `token_reduction` is outside [0, 0.75], `superpatch_scores`
-                hold NaN, or sharing is asked for without a policy or scores.
+            ValueError: If an argument has a wrong type or shape, `token_reduction` is outside [0, 0.75], the scores of
+                superpatches are NaN, `pixel_mask` is something else, or sharing is asked for without a policy or
+                scores. On accelerators values are refused by assertions there, in compiled graphs not at all.
         """
-        image_grids = self._image_grids(pixel_values, pixel_mask)
+        superpatch_size = 2 * self.config.patch_size
+        check_images(pixel_values, self.config.num_channels, superpatch_size)
+        image_grids = None
         if pixel_mask is not None:
+            check_pixel_mask(pixel_mask, pixel_values, superpatch_size)
+            # Rows and columns of patches of each image, padded to whole superpatches.
+            image_grids = 2 * grid_sizes(pixel_mask, superpatch_size)  # (B, 2)
             pixel_values = pixel_values.masked_fill(~pixel_mask.bool()[:, None], 0)  # whatever the padding was
         images = pixel_values
-        pixel_values = pad_to_superpatches(images, 2 * self.config.patch_size, self.config.num_channels)
-        pixel_values = pixel_values.to(self.dtype)
+        pixel_values = pad_to_superpatches(images, superpatch_size)
         layout, policy_logits = self._build_layout(images, pixel_mask, superpatch_scores, token_reduction, image_grids)
 
         hidden_states = self.embeddings(pixel_values, layout, image_grids)
@@ -228,21 +236,9 @@ class CtsModel(CtsPreTrainedModel):
         )
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        hidden_states = self.layernorm(hidden_states.to(self.layernorm.weight.dtype))
 
-        return CtsModelOutput(
-            last_hidden_state=self.layernorm(hidden_states), token_layout=layout, policy_logits=policy_logits
-        )
-
-    def _image_grids(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Rows and columns of patches of each image, padded to whole superpatches: `(batch_size, 2)` or `None`."""
-        if pixel_mask is None:
-            return None
-        if pixel_mask.shape != (pixel_values.shape[0], *pixel_values.shape[2:]):
-            raise ValueError(
-                f"`pixel_mask` must have shape {(pixel_values.shape[0], *pixel_values.shape[2:])} for these "
-                f"`pixel_values`, got {tuple(pixel_mask.shape)}."
-            )
-        return 2 * grid_sizes(pixel_mask, 2 * self.config.patch_size)
+        return CtsModelOutput(last_hidden_state=hidden_states, token_layout=layout, policy_logits=policy_logits)
 
     def _build_layout(
         self,
@@ -265,10 +261,11 @@ class CtsModel(CtsPreTrainedModel):
             check_scores(superpatch_scores, shape)
             scores = superpatch_scores.to(images.device)
         elif num_shared == 0:
-            scores = images.new_zeros(shape, dtype=self.dtype)
+            scores = images.new_zeros(shape)
         else:
             policy_logits = self._run_policy(renormalize(images, pixel_mask, self.config), superpatch_mask)
             scores = (policy_logits[:, 1] - policy_logits[:, 0]).detach()
+            check_policy_scores(scores, images, self.policy)
 
         if superpatch_mask is None:
             return build_layout(scores, num_shared), policy_logits
@@ -344,7 +341,7 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         layout = outputs.token_layout
 
         tokens = outputs.last_hidden_state[:, self.cts.embeddings.num_prefix_tokens :]
-        token_logits = self.decode_head(tokens, layout.token_mask, **kwargs)
+        token_logits = self.decode_head(tokens.to(weight_dtype(self.decode_head)), layout.token_mask, **kwargs)
         logits = unshare(token_logits, layout)  # (B, N, num_labels)
         rows, columns = (-(-side // self.config.patch_size) for side in pixel_values.shape[-2:])
         logits = logits.transpose(1, 2).unflatten(2, (2 * layout.shared_superpatches.shape[1], -1))
@@ -362,13 +359,10 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         )
 
     def _check_labels(self, labels: torch.Tensor, pixel_values: torch.Tensor) -> None:
-        expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
-        if labels.shape != expected:
-            raise ValueError(
-                f"`labels` must have shape {expected}, the size of the images, got {tuple(labels.shape)}. Pass the "
-                "label maps to the image processor as `segmentation_maps`, so that both are resized alike."
-            )
-        check_label_ids(labels, self.config.num_labels, self.config.semantic_loss_ignore_index)
+        check_images(pixel_values, self.config.num_channels, 2 * self.config.patch_size)
+        shape = (pixel_values.shape[0], *pixel_values.shape[-2:])
+        advice = "pass label maps to the image processor as `segmentation_maps`, so that they are resized as images."
+        check_labels(labels, shape, self.config.num_labels, self.config.semantic_loss_ignore_index, advice)
 
     def _loss(self, logits, policy_logits, labels: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
         ignore_index, labels = self.config.semantic_loss_ignore_index, labels.long()

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from .configuration_cts import CtsConfig
+from .modeling_cts_checks import check_tensor, has_values, refuse_unless
+from .modeling_cts_layers import weight_dtype
 from .modeling_cts_policy import halve
 from .token_sharing import TokenLayout, is_identity, share
 
@@ -33,6 +35,7 @@ class CtsPatchEmbeddings(nn.Module):
         self.projection = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
 
     def forward(self, pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        pixel_values = pixel_values.to(weight_dtype(self))
         patches = self._unfold(pixel_values)  # (B, N, C * P * P)
         if is_identity(layout):
             return self.projection(patches)
@@ -129,6 +132,31 @@ def _resample_positions(positions: torch.Tensor, grid: tuple[int, int], image_gr
     return sampled.to(positions.dtype)
 
 
+def check_pixel_mask(pixel_mask: torch.Tensor, pixel_values: torch.Tensor, superpatch_size: int) -> None:
+    """
+    Refuses masks of images, `(batch_size, height, width)`, other than 1 in a rectangle of at least a superpatch that
+    starts in the top left corner, and 0 elsewhere.
+    """
+    check_tensor("pixel_mask", pixel_mask, "real", "take it from the image processor.")
+    shape = (pixel_values.shape[0], *pixel_values.shape[2:])
+    if pixel_mask.shape != shape:
+        raise ValueError(
+            f"`pixel_mask` must have shape {shape} for these `pixel_values`, got {tuple(pixel_mask.shape)}."
+        )
+    if not has_values(pixel_mask):
+        return
+    sizes = grid_sizes(pixel_mask, cell_size=1)
+    is_mask = (pixel_mask == grid_mask(sizes, *shape[1:]).to(pixel_mask.dtype)).flatten(1).all(dim=1)
+    valid = is_mask & (sizes >= superpatch_size).all(dim=1)
+    refuse_unless(
+        valid.all(),
+        f"`pixel_mask` must be 1 in the top left corner of each image, in a rectangle of at least {superpatch_size} x "
+        f"{superpatch_size} pixels, and 0 elsewhere",
+        lambda: f"something else for the images {(~valid).nonzero()[:10, 0].tolist()}",
+        "pad images on the right and the bottom, as the image processor does.",
+    )
+
+
 def grid_sizes(pixel_mask: torch.Tensor, cell_size: int) -> torch.Tensor:
     """
     Rows and columns of cells of `cell_size` pixels, begun ones included, that each image of a padded batch fills:
@@ -146,4 +174,4 @@ def grid_mask(sizes: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     return row_is_real[:, :, None] & column_is_real[:, None, :]
 
 
-__all__ = ["CtsEmbeddings", "CtsPatchEmbeddings", "grid_mask", "grid_sizes"]
+__all__ = ["CtsEmbeddings", "CtsPatchEmbeddings", "check_pixel_mask", "grid_mask", "grid_sizes"]

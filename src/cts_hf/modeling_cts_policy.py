@@ -28,7 +28,9 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_cts import CtsConfig, CtsPolicyConfig
+from .modeling_cts_checks import check_images, check_labels, has_values, refuse_unless
 from .modeling_cts_trunk import CtsPolicyBackbone, CtsPolicyConv2d
+from .token_sharing import check_superpatch_mask, padding_sizes
 
 
 @dataclass
@@ -137,10 +139,16 @@ class CtsPolicyModel(PreTrainedModel):
             [`CtsPolicyOutput`]: The logits, and the loss if there are `labels`.
 
         Raises:
-            ValueError: If the images have another number of channels or are smaller than a superpatch, or if `labels`
-                are not on the grid of superpatches or hold other values than 0, 1 and the ignore index.
+            ValueError: If the images are not floating-point, have another number of channels or are smaller than a
+                superpatch, if `superpatch_mask` has another dtype or shape, or if `labels` are not on the grid of
+                superpatches or hold other values than 0, 1 and the ignore index.
         """
-        pixel_values = pad_to_superpatches(pixel_values, self.config.superpatch_size, self.config.num_channels)
+        superpatch_size = self.config.superpatch_size
+        check_images(pixel_values, self.config.num_channels, superpatch_size)
+        pixel_values = pad_to_superpatches(pixel_values, superpatch_size)
+        if superpatch_mask is not None:
+            rows, columns = (side // superpatch_size for side in pixel_values.shape[-2:])
+            check_superpatch_mask(superpatch_mask, (pixel_values.shape[0], rows, columns))
         pixel_values = self._resize(pixel_values.to(self.dtype))
         # Depthwise convolutions are about twice as fast with channels last, the layout that all that follows inherits.
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
@@ -172,26 +180,12 @@ def halve(pixel_values: torch.Tensor) -> torch.Tensor:
     return nn.functional.interpolate(pixel_values, scale_factor=0.5, mode="bilinear", align_corners=False)
 
 
-def pad_to_superpatches(pixel_values: torch.Tensor, superpatch_size: int, num_channels: int) -> torch.Tensor:
+def pad_to_superpatches(pixel_values: torch.Tensor, superpatch_size: int) -> torch.Tensor:
     """
     Pads normalized images, `(batch_size, num_channels, height, width)`, with zeros on the right and the bottom to
     whole superpatches.
-
-    Raises:
-        ValueError: If the shape is another one, or the images are smaller than a superpatch.
     """
-    if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
-        raise ValueError(
-            f"`pixel_values` must have shape (batch_size, {num_channels}, height, width) as `num_channels` of the "
-            f"configuration says, got {tuple(pixel_values.shape)}."
-        )
-    height, width = pixel_values.shape[-2:]
-    if height < superpatch_size or width < superpatch_size:
-        raise ValueError(
-            f"Images must have at least one superpatch, {superpatch_size} x {superpatch_size} pixels, got {height} x "
-            f"{width}. Resize them first, as the image processor does."
-        )
-    right, bottom = -width % superpatch_size, -height % superpatch_size
+    bottom, right = padding_sizes(pixel_values, superpatch_size)
     return nn.functional.pad(pixel_values, (0, right, 0, bottom)) if right or bottom else pixel_values
 
 
@@ -233,34 +227,47 @@ def policy_loss(logits: torch.Tensor, targets: torch.Tensor, ignore_index: int) 
         logits (`torch.FloatTensor` of shape `(batch_size, 2, rows, columns)`): Logits of the policy.
         targets (`torch.LongTensor` of shape `(batch_size, rows, columns)`): 0, 1 or `ignore_index`.
     """
-    if targets.shape != (logits.shape[0], *logits.shape[-2:]):
-        raise ValueError(
-            f"The policy's `labels` must be superpatch targets of shape {(logits.shape[0], *logits.shape[-2:])}, got "
-            f"{tuple(targets.shape)}. Make them from label maps with `cts_hf.superpatch_targets`."
-        )
-    check_label_ids(targets, num_labels=2, ignore_index=ignore_index)
+    shape = (logits.shape[0], *logits.shape[-2:])
+    advice = "make them from label maps with `cts_hf.superpatch_targets`."
+    check_labels(targets, shape, num_labels=2, ignore_index=ignore_index, advice=advice)
     losses = nn.functional.cross_entropy(logits.float(), targets.long(), ignore_index=ignore_index, reduction="sum")
     return losses / (targets != ignore_index).sum().clamp(min=1)
 
 
-def check_label_ids(labels: torch.Tensor, num_labels: int, ignore_index: int) -> None:
+def check_policy_scores(scores: torch.Tensor, pixel_values: torch.Tensor, policy: nn.Module) -> None:
     """
-    Refuses labels that are neither in [0, `num_labels`) nor `ignore_index`. On an accelerator the check runs there, so
-    that the host need not wait for it.
+    Refuses scores of a policy that are NaN, and says whether that comes from the images or from its weights.
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`): What it gave.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): What it was given.
+        policy ([`CtsPolicyModel`]): The policy.
     """
-    if labels.is_floating_point():
-        raise ValueError(f"Labels must be integers, got {labels.dtype}. Convert them with `.long()`.")
-    if torch.compiler.is_compiling():
+    if not has_values(scores):
         return
-    valid = ((labels >= 0) & (labels < num_labels)) | (labels == ignore_index)
-    advice = (
-        f"Labels must be ids from 0 to {num_labels - 1}, or {ignore_index} to be ignored. Check the number of labels, "
-        "the ignore index, and whether ids count from 1 (`do_reduce_labels`)."
+    is_valid = ~scores.isnan().any()
+    if is_valid.device.type == "cpu" and is_valid:
+        return  # before the images are looked at, which takes longer
+    is_finite = pixel_values.isfinite()
+    refuse_unless(
+        is_valid | is_finite.all().to(is_valid.device),  # they may be on two devices
+        "`pixel_values` must be finite",
+        lambda: f"NaN or infinity in {(~is_finite).flatten(1).any(dim=1).sum()} of {len(is_finite)} images",
+        "check how the images are read and normalized.",
     )
-    if labels.device.type != "cpu":
-        torch._assert_async(valid.all(), advice)
-    elif not valid.all():
-        raise ValueError(f"Found labels {labels[~valid].unique()[:10].tolist()}. {advice}")
+    refuse_unless(
+        is_valid,
+        "The policy's weights and features must be finite",
+        lambda: f"NaN for finite images from {_describe_weights(policy)}",
+        "load or train the policy again, or run it in float32 (`model.base_model.policy.float()`).",
+    )
+
+
+def _describe_weights(policy: nn.Module) -> str:
+    broken = [name for name, tensor in policy.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        return f"a policy whose weights hold NaN or infinity ({len(broken)} tensors, the first is {broken[0]})"
+    return f"a policy with finite weights, whose features are too large for {policy.dtype}"
 
 
 __all__ = ["CtsPolicyModel", "CtsPolicyOutput"]

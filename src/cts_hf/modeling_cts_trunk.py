@@ -66,10 +66,9 @@ class CtsPolicyConv2d(nn.Conv2d):
     def forward(self, hidden_states: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
         if self.pads_by_need:
             kernel_size, stride = self.kernel_size[0], self.stride[0]
-            height, width = (
-                max((math.ceil(side / stride) - 1) * stride + kernel_size - side, 0)
-                for side in hidden_states.shape[-2:]
-            )
+            # As a remainder, not with the number of strides: torch.compile sees that it is 0 for whole superpatches,
+            # and that padding does not depend on sizes that vary from call to call.
+            height, width = (max(kernel_size - (side % stride or stride), 0) for side in hidden_states.shape[-2:])
             padding = (width // 2, width - width // 2, height // 2, height - height // 2)
             hidden_states = nn.functional.pad(hidden_states, padding)
         # The gradient goes to the weights themselves, never to what was made of them.

@@ -27,15 +27,21 @@ are shared and unshared. References: Lu, de Geus, Dubbelman, "Content-aware Toke
 Segmentation with Vision Transformers", CVPR 2023 (arXiv 2306.02095), sections 3.1 to 3.3.
 """
 
+import numbers
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from .modeling_cts_checks import check_count, check_tensor, has_values, refuse_unless
+
 
 # A superpatch target that no loss or metric should count. It is fixed: any other value could be a label to ignore.
 IGNORED_TARGET = 255
+
+_LABEL_ADVICE = "convert label maps, class ids, to integers, for example with `torch.as_tensor(labels).long()`."
+_SCORE_ADVICE = "convert scores, for example with `torch.as_tensor(scores)`."
 
 
 @dataclass
@@ -70,13 +76,29 @@ def num_shared_superpatches(token_reduction: float, num_patches: int) -> int:
         num_patches (`int`): Number of patches N. Each shared superpatch saves three tokens.
 
     Raises:
-        ValueError: If `token_reduction` is outside [0, 0.75].
+        ValueError: If `token_reduction` is no number in [0, 0.75], or `num_patches` no whole number from 0 on.
     """
-    if not 0 <= token_reduction <= 0.75:
+    check_count("num_patches", num_patches)
+    return round(check_token_reduction(token_reduction) * num_patches / 3)
+
+
+def check_token_reduction(token_reduction: float) -> float:
+    """Refuses what is no number between 0 and 0.75; returns it as a Python float, whatever kind of number it is."""
+    is_number = isinstance(token_reduction, numbers.Real) and not isinstance(token_reduction, bool)
+    if not is_number or not 0 <= token_reduction <= 0.75:
         raise ValueError(
-            f"`token_reduction` must be between 0 (no sharing) and 0.75 (all shared), got {token_reduction}."
+            f"`token_reduction` must be a number between 0 (no sharing) and 0.75 (all shared), got "
+            f"{token_reduction!r}: give one number for all images, such as 0.3."
         )
-    return round(token_reduction * num_patches / 3)
+    return float(token_reduction)
+
+
+def padding_sizes(images: torch.Tensor, superpatch_size: int) -> tuple[int, int]:
+    """Rows and columns of pixels that make images, `(..., height, width)`, whole superpatches."""
+    height, width = images.shape[-2:]
+    # Not `-height % superpatch_size`: torch.compile fails at remainders of sizes that vary from call to call.
+    whole_height, whole_width = (-(-side // superpatch_size) * superpatch_size for side in (height, width))
+    return whole_height - height, whole_width - width
 
 
 def pad_labels(labels: torch.Tensor, superpatch_size: int, ignore_index: int = 255) -> torch.Tensor:
@@ -84,7 +106,9 @@ def pad_labels(labels: torch.Tensor, superpatch_size: int, ignore_index: int = 2
     Pads label maps, `(batch_size, height, width)`, with `ignore_index` on the right and the bottom to whole
     superpatches of `superpatch_size` pixels, as the model pads images.
     """
-    bottom, right = (-side % superpatch_size for side in labels.shape[-2:])
+    check_tensor("labels", labels, "integer", _LABEL_ADVICE)
+    check_count("superpatch_size", superpatch_size, lowest=1)
+    bottom, right = padding_sizes(labels, superpatch_size)
     return nn.functional.pad(labels, (0, right, 0, bottom), value=ignore_index)
 
 
@@ -107,8 +131,11 @@ def superpatch_targets(
         inside the image and 255, to be ignored, in the superpatches along its border: there, it is most often padding.
 
     Raises:
-        ValueError: If `labels` are not `(batch_size, height, width)` multiples of `superpatch_size`.
+        ValueError: If `labels` are no integers, not `(batch_size, height, width)` multiples of `superpatch_size`, or
+            if `superpatch_mask` has another dtype or shape.
     """
+    check_tensor("labels", labels, "integer", _LABEL_ADVICE)
+    check_count("superpatch_size", superpatch_size, lowest=1)
     if labels.ndim != 3 or labels.shape[1] % superpatch_size or labels.shape[2] % superpatch_size:
         raise ValueError(
             f"`labels` must have shape (batch_size, height, width) with sides that are multiples of superpatch_size="
@@ -128,6 +155,7 @@ def superpatch_targets(
 
     if superpatch_mask is None:
         superpatch_mask = torch.ones_like(one_class)
+    check_superpatch_mask(superpatch_mask, one_class.shape)
     # Inside the image are those whose four neighbours are part of it, too.
     is_part = nn.functional.pad(superpatch_mask, (1, 1, 1, 1), value=False)
     is_inside = is_part[:, :-2, 1:-1] & is_part[:, 2:, 1:-1] & is_part[:, 1:-1, :-2] & is_part[:, 1:-1, 2:]
@@ -147,9 +175,10 @@ def build_layout(scores: torch.Tensor, num_shared: int) -> TokenLayout:
         num_shared (`int`): The budget S, between 0 and the number of superpatches.
 
     Raises:
-        ValueError: If `scores` have another rank or `num_shared` is out of range.
+        ValueError: If `scores` have another rank or hold NaN, or `num_shared` is out of range.
     """
-    num_superpatches = _count_superpatches(scores)
+    num_superpatches = _check_and_count(scores)
+    check_count("num_shared", num_shared)
     if not 0 <= num_shared <= num_superpatches:
         raise ValueError(f"`num_shared` must be between 0 and {num_superpatches} superpatches, got {num_shared}.")
     chosen = scores.flatten(1).argsort(dim=1, descending=True, stable=True)[:, :num_shared]
@@ -167,8 +196,13 @@ def build_padded_layout(scores: torch.Tensor, token_reduction: float, superpatch
         scores (`torch.Tensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`): One score per superpatch.
         token_reduction (`float`): Fraction of each image's tokens to remove, between 0 and 0.75.
         superpatch_mask (`torch.BoolTensor` of the same shape): `False` at superpatches that are padding.
+
+    Raises:
+        ValueError: As [`build_layout`], or if `superpatch_mask` has another dtype or shape.
     """
-    num_superpatches = _count_superpatches(scores)
+    num_superpatches = _check_and_count(scores)
+    check_superpatch_mask(superpatch_mask, scores.shape)
+    token_reduction = check_token_reduction(token_reduction)
     most_shared = num_shared_superpatches(token_reduction, 4 * num_superpatches)
     # The arithmetic of `num_shared_superpatches`, which Python does in double precision; Apple's GPUs have none.
     dtype = torch.float32 if scores.device.type == "mps" else torch.float64
@@ -188,22 +222,25 @@ def build_padded_layout(scores: torch.Tensor, token_reduction: float, superpatch
 
 def check_scores(superpatch_scores: torch.Tensor, shape: tuple[int, int, int]) -> None:
     """
-    Refuses scores of another shape than `(batch_size, superpatch_rows, superpatch_columns)`, and NaN. On an
-    accelerator the check for NaN runs there, so that the host need not wait for it.
+    Refuses scores that are no real numbers of `shape`, `(batch_size, superpatch_rows, superpatch_columns)`; what makes
+    a layout of them refuses NaN.
     """
+    check_tensor("superpatch_scores", superpatch_scores, "real", _SCORE_ADVICE)
     if superpatch_scores.shape != shape:
         raise ValueError(
             f"`superpatch_scores` must have shape (batch_size, superpatch_rows, superpatch_columns) = {shape} for "
             f"these images, got {tuple(superpatch_scores.shape)}."
         )
-    if torch.compiler.is_compiling():
-        return
-    advice = "`superpatch_scores` hold NaN, which has no rank. Replace it, for example with `torch.nan_to_num`."
-    is_nan = superpatch_scores.isnan().any()
-    if superpatch_scores.device.type != "cpu":
-        torch._assert_async(~is_nan, advice)
-    elif is_nan:
-        raise ValueError(advice)
+
+
+def check_superpatch_mask(superpatch_mask: torch.Tensor, shape: tuple[int, int, int]) -> None:
+    """Refuses a mask that is not bool of `shape`, `(batch_size, superpatch_rows, superpatch_columns)`."""
+    check_tensor("superpatch_mask", superpatch_mask, "bool", "convert it with `torch.as_tensor(mask).bool()`.")
+    if superpatch_mask.shape != shape:
+        raise ValueError(
+            f"`superpatch_mask` must have shape (batch_size, superpatch_rows, superpatch_columns) = {tuple(shape)} "
+            f"for these images, got {tuple(superpatch_mask.shape)}: give one value for each superpatch."
+        )
 
 
 def is_identity(layout: TokenLayout) -> bool:
@@ -269,10 +306,19 @@ def _repeat_for_patches(values: torch.Tensor) -> torch.Tensor:
     return values.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
 
 
-def _count_superpatches(scores: torch.Tensor) -> int:
+def _check_and_count(scores: torch.Tensor) -> int:
+    check_tensor("scores", scores, "real", _SCORE_ADVICE)
     if scores.ndim != 3:
         raise ValueError(
             f"`scores` must have shape (batch_size, superpatch_rows, superpatch_columns), got {tuple(scores.shape)}."
+        )
+    if has_values(scores):
+        is_nan = scores.isnan()
+        refuse_unless(
+            ~is_nan.any(),
+            "Scores of superpatches must not be NaN, which has no rank",
+            lambda: f"{is_nan.sum()} NaN among {scores.numel()}",
+            "replace it, for example with `torch.nan_to_num`.",
         )
     return scores.shape[1] * scores.shape[2]
 
@@ -319,9 +365,11 @@ __all__ = [
     "build_layout",
     "build_padded_layout",
     "check_scores",
+    "check_superpatch_mask",
     "is_identity",
     "num_shared_superpatches",
     "pad_labels",
+    "padding_sizes",
     "share",
     "superpatch_targets",
     "unshare",
