@@ -68,6 +68,15 @@ class ConversionArguments:
     token_reduction: float | None = field(default=None, metadata={"help": "Fraction of the tokens to remove."})
     output_stride: int | None = field(default=None, metadata={"help": "Stage of a policy's trunk: 32, 16 or 8."})
     tf_padding: bool = field(default=False, metadata={"help": "The trunk is timm's tf_efficientnet_lite0."})
+    image_mean: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Red, green and blue that the weights expect images to be normalized with, where pixels go from 0 "
+            "to 1. Default: what the checkpoint or its repository says, else 0.5; ImageNet's for DeiT.",
+            "nargs": 3,
+        },
+    )
+    image_std: list[float] | None = field(default=None, metadata={"help": "Standard deviation, likewise.", "nargs": 3})
 
     def __post_init__(self):
         if self.image_size is not None and min(self.image_size) < 1:
@@ -96,9 +105,11 @@ def convert(args: ConversionArguments, folder: Path, name: str) -> str:
         return f"Wrote checkpoint.pth and variant.yml to {args.output_dir}."
     if args.kind == "policy":
         eps = {"batch_norm_eps": 1e-3, "tf_padding": True} if args.tf_padding else {}
-        model, processor = load_policy(args.source, output_stride=args.output_stride, **eps), CtsImageProcessor()
+        options = given(args, "image_mean", "image_std")
+        model = load_policy(args.source, output_stride=args.output_stride, **eps, **options)
+        processor = CtsImageProcessor(image_mean=model.config.image_mean, image_std=model.config.image_std)
     else:
-        options = given(args, "image_size", "num_attention_heads", "token_reduction")
+        options = given(args, "image_size", "num_attention_heads", "token_reduction", "image_mean", "image_std")
         names = BENCHMARK_CLASSES[args.dataset] if args.dataset else None
         model, processor = convert_checkpoint(args.source, policy=args.policy, class_names=names, **options)
     model.save_pretrained(folder)

@@ -52,11 +52,13 @@ from cts_hf.training import (
     build_policy,
     build_processor,
     build_segmenter,
+    encoder_normalization,
     fit,
     lock_output,
     parse_recipe,
     push_to_hub,
     refuse_another_recipe,
+    refuse_other_normalization,
     refuse_own_sources,
     save_card,
 )
@@ -87,20 +89,21 @@ def train(arguments: tuple, accelerator: Accelerator) -> list[dict[str, Any]]:
     data_args, model_args, policy_args, policy_source, args = arguments
     with accelerator.local_main_process_first():
         data = data_args.load()
-    processor = build_processor(data_args)
     eval_rows = data_args.evaluation_rows(data)
 
     policy = initial_policy(model_args, policy_args, policy_source)
     set_seed(args.seed)  # again, as policies that are loaded and those that are made differ in random numbers
     model = build_segmenter(model_args, copy.deepcopy(policy), policy_source, data, data_args.crop_size)
+    refuse_other_normalization(policy_args, model.config.policy_config)
+    processor = build_processor(data_args, model.config)
     task = SegmentationTask(model, processor, eval_rows, arguments, data_args.inference())
     if policy_source.policy_epochs > 0:
         task.check(accelerator)  # before the policy is trained, not only after it
-        trained = train_policy(policy, arguments, data, processor)
+        trained = train_policy(policy, arguments, data)
         model.cts.policy.load_state_dict(trained.state_dict())
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    samples = data_args.training_samples(data, args.seed)
+    samples = data_args.training_samples(data, args.seed, data_args.transform(model.config))
     model = fit(task, samples, args, accelerator, data_args.num_workers)
 
     folder = Path(args.output_dir)
@@ -133,12 +136,10 @@ def initial_policy(
             "The policy would stay as random as it starts. Pass --policy FOLDER (of examples/train_policy.py), "
             "--policy_epochs to train it first, --policy_loss_weight to train it jointly, or --token_reduction 0."
         )
-    return build_policy(policy_args, model_args.patch_size)
+    return build_policy(policy_args, model_args.patch_size, encoder_normalization(model_args))
 
 
-def train_policy(
-    policy: CtsPolicyModel, arguments: tuple, data: SegmentationData, processor: CtsImageProcessor
-) -> CtsPolicyModel:
+def train_policy(policy: CtsPolicyModel, arguments: tuple, data: SegmentationData) -> CtsPolicyModel:
     """Trains the policy alone, in `<output_dir>/policy`; when the run is resumed, unless that has been done."""
     data_args, model_args, policy_args, policy_source, args = arguments
     folder = Path(args.output_dir) / "policy"
@@ -162,8 +163,9 @@ def train_policy(
     # An accelerator saves all that it was ever given: the policy gets one of its own.
     accelerator = build_accelerator(policy_optimization)
     eval_rows = data_args.evaluation_rows(data)
+    processor = build_processor(data_args, policy.config)
     task = PolicyTask(policy, processor, eval_rows, policy_arguments, model_args.token_reduction)
-    samples = data_args.training_samples(data, args.seed)
+    samples = data_args.training_samples(data, args.seed, data_args.transform(policy.config))
     policy = fit(task, samples, policy_optimization, accelerator, data_args.num_workers)
     if accelerator.is_main_process:
         task.save(folder, {})

@@ -65,13 +65,15 @@ def train(arguments: tuple, accelerator: Accelerator) -> dict[str, float]:
     data_args, superpatch_args, policy_args, args = arguments
     with accelerator.local_main_process_first():
         data = data_args.load()
-    processor = build_processor(data_args)
 
     policy = build_policy(policy_args, superpatch_args.patch_size)
+    processor = build_processor(data_args, policy.config)
     eval_rows = data_args.evaluation_rows(data)
     task = PolicyTask(policy, processor, eval_rows, arguments, superpatch_args.token_reduction)
-    squash = SquashTransform(data_args.crop_size) if superpatch_args.squash else None
-    samples = data_args.training_samples(data, args.seed, squash)
+    transform = data_args.transform(policy.config)
+    if superpatch_args.squash:
+        transform = SquashTransform(data_args.crop_size, policy.config.image_mean, policy.config.image_std)
+    samples = data_args.training_samples(data, args.seed, transform)
     policy = fit(task, samples, args, accelerator, data_args.num_workers)
 
     if accelerator.is_main_process:

@@ -223,7 +223,7 @@ def render(checkpoint: Checkpoint) -> dict[str, str]:
     options = {name: value for group in arguments for name, value in asdict(group).items()}
     return {
         "config.json": config_text(config),
-        "preprocessor_config.json": build_processor(arguments[0]).to_json_string(),
+        "preprocessor_config.json": build_processor(arguments[0], config).to_json_string(),
         "train.yaml": yaml.safe_dump(options, sort_keys=False, default_flow_style=None, width=119),
         "README.md": card(checkpoint, config, is_policy),
     }

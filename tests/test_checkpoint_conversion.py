@@ -1,12 +1,16 @@
 """Checkpoints in the exact file formats of other implementations, made here."""
 
+import json
+
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
 from cts_hf.checkpoint_conversion import convert_checkpoint, load_policy, load_policy_folder, save_original
 from cts_hf.data.ade20k import ADE20K_CLASSES
+from cts_hf.normalization import HALF, IMAGENET
 
 from .golden import build_golden_model, load_golden
 from .mmsegmentation import build_segmenter
@@ -68,7 +72,9 @@ def test_original_folder(name, tmp_path):
         0.0 if config.decoder_type == "linear" else 0.1,
     )
     assert processor.size == {"shortest_edge": 96}
-    assert processor.image_mean[0] == (0.485 if meta["distilled"] else 0.5)
+    expected = IMAGENET if meta["distilled"] else HALF
+    for part in (config, config.policy_config, processor):
+        assert (list(part.image_mean), list(part.image_std)) == expected
 
 
 @torch.no_grad()
@@ -90,6 +96,26 @@ def test_a_plain_segmenter_becomes_a_cts_model(tmp_path):
     outputs = again(golden["pixel_values"], token_reduction=0.5)
     assert torch.equal(outputs.policy_logits, policy(golden["pixel_values"]).logits)
     assert outputs.shared_superpatches.any()
+
+
+@pytest.mark.parametrize("name", ["tiny_mask_cts", "tiny_linear_cts_distilled"])
+def test_weights_that_come_without_a_normalization(name, tmp_path):
+    golden, meta = load_golden(name)
+    torch.save({"model": golden["weights"]}, tmp_path / "weights.pth")
+    for options, expected in (
+        ({}, IMAGENET if meta["distilled"] else HALF),
+        ({"image_mean": 0, "image_std": [0.25, 0.25, 0.25]}, ([0.0] * 3, [0.25] * 3)),
+    ):
+        size = (meta["image_height"], meta["image_width"])
+        model, processor = convert_checkpoint(tmp_path / "weights.pth", image_size=size, **options)
+        for part in (model.config, processor):
+            assert (list(part.image_mean), list(part.image_std)) == expected
+    # What `variant.yml` says can be overruled; what it cannot say is refused.
+    folder = write_original(tmp_path / "run", golden["weights"], meta)
+    assert convert_checkpoint(folder, image_std=1)[0].config.image_std == [1.0] * 3
+    folder = write_original(tmp_path / "run", golden["weights"], meta, normalization="clip")
+    with pytest.raises(ValueError, match="normalization 'clip', there are vit, deit"):
+        convert_checkpoint(folder)
 
 
 def test_names_and_options(tmp_path):
@@ -159,6 +185,20 @@ def test_policies(tmp_path):
     torch.save(trunk, tmp_path / "trunk.pth")
     assert load_policy(tmp_path / "trunk.pth", output_stride=8).backbone.num_features == 40
 
+    # A trunk of timm says what it expects; the original policy network has 0.5.
+    (tmp_path / "timm").mkdir()
+    save_file(trunk, tmp_path / "timm" / "model.safetensors")
+    description = {"pretrained_cfg": {"mean": IMAGENET.image_mean, "std": IMAGENET.image_std}}
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(description))
+    for source, options, expected in (
+        ("timm/model.safetensors", {}, IMAGENET),
+        ("model.pth", {}, HALF),
+        ("trunk.pth", {}, HALF),
+        ("trunk.pth", IMAGENET._asdict(), IMAGENET),
+    ):
+        config = load_policy(tmp_path / source, **options).config
+        assert (config.image_mean, config.image_std) == expected
+
 
 def test_other_checkpoints_are_refused(tmp_path):
     torch.save(tiny_policy(width_coefficient=1.0, depth_coefficient=1.0).state_dict(), tmp_path / "policy.pth")
@@ -181,14 +221,17 @@ ORIGINAL_OPTIONS = {"image_size": (64, 96), "patch_size": 16, "intermediate_size
 @pytest.mark.parametrize("options", [{}, {"decoder_type": "linear", "use_distillation_token": True}])
 @torch.no_grad()
 def test_the_way_back_to_the_original(options, tmp_path):
-    model = tiny_model(**{**ORIGINAL_OPTIONS, **options})
-    imagenet = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+    imagenet = IMAGENET._asdict()
+    model = tiny_model(**{**ORIGINAL_OPTIONS, **options, **imagenet})
     processor = CtsImageProcessor(size={"shortest_edge": 96}, **imagenet)
     save_original(model, processor, tmp_path)
     with pytest.raises(FileExistsError, match="Remove it or name another folder"):
         save_original(model, processor, tmp_path)
+    with pytest.raises(ValueError, match=r"normalize as config\.json says, .*0\.485.*, got .*0\.5, 0\.5"):
+        save_original(model, CtsImageProcessor(), tmp_path / "other")
+    black = {"image_mean": [0, 0, 0]}
     with pytest.raises(ValueError, match="no normalization with mean"):
-        save_original(model, CtsImageProcessor(image_mean=(0, 0, 0)), tmp_path / "other")
+        save_original(tiny_model(**ORIGINAL_OPTIONS, **black), CtsImageProcessor(**black), tmp_path / "other")
     weights = torch.load(tmp_path / "checkpoint.pth", weights_only=True)["model"]
     assert weights["encoder.head.weight"].shape == (1000, 32)
     again, processor_again = convert_checkpoint(tmp_path)
@@ -201,6 +244,7 @@ def test_the_way_back_to_the_original(options, tmp_path):
 
 def test_what_the_original_cannot_express_is_refused(tmp_path):
     policy_config = {"tf_padding": True, "batch_norm_eps": 1e-3, "output_stride": 16, "depth_coefficient": 0.3}
+    policy_config["image_mean"] = 0
     options = {"layer_norm_eps": 1e-6, "decoder_num_attention_heads": 2, "policy_config": policy_config}
     model = tiny_model(**{**ORIGINAL_OPTIONS, **options})
     with pytest.raises(ValueError, match="The original CTS cannot express") as error:
@@ -213,6 +257,7 @@ def test_what_the_original_cannot_express_is_refused(tmp_path):
         "policy_config.batch_norm_eps=0.001 (original: 1e-05)",
         "policy_config.output_stride=16 (original: 32)",
         "policy_config.depth_coefficient=0.3 (original: 1.0)",
+        "policy_config.image_mean=[0.0, 0.0, 0.0] (original: [0.5, 0.5, 0.5])",
     ):
         assert part in str(error.value)
     assert not (tmp_path / "original").exists()

@@ -1,6 +1,10 @@
-import pytest
+import json
 
-from cts_hf import CtsConfig, CtsPolicyConfig
+import pytest
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+
+from cts_hf import CtsConfig, CtsForSemanticSegmentation, CtsPolicyConfig
+from cts_hf.normalization import HALF, IMAGENET
 
 from .models import tiny_config
 
@@ -28,6 +32,60 @@ def test_policy_config_follows_the_patch_size():
     assert (
         CtsConfig(patch_size=8, image_size=64, policy_config={"output_stride": 16}).policy_config.output_stride == 16
     )
+
+
+def test_the_normalization_is_one_number_per_channel(tmp_path):
+    assert (CtsConfig().image_mean, CtsPolicyConfig().image_std) == ([0.5] * 3, [0.5] * 3)
+    config = CtsConfig(num_channels=2, image_mean=0, image_std=(1, 0.25))
+    assert (config.image_mean, config.image_std) == ([0.0, 0.0], [1.0, 0.25])
+    assert all(type(value) is float for value in [*config.image_mean, *config.image_std])
+    # What was set when `from_pretrained` has made the configuration is completed by the model.
+    CtsForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path)
+    model = CtsForSemanticSegmentation.from_pretrained(tmp_path, image_mean=0.25)
+    assert (model.config.image_mean, model.config.policy_config.image_mean) == ([0.25] * 3, [0.5] * 3)
+
+
+def test_a_policy_inherits_the_normalization_unless_it_names_its_own(tmp_path):
+    for given in (None, {}, {"output_stride": 16}):
+        policy_config = CtsConfig(**IMAGENET._asdict(), policy_config=given).policy_config
+        assert (policy_config.image_mean, policy_config.image_std) == IMAGENET
+    for given in ({"image_mean": 0.5, "image_std": 0.5}, CtsPolicyConfig()):
+        config = CtsConfig(**IMAGENET._asdict(), policy_config=given)
+        assert (config.policy_config.image_mean, config.policy_config.image_std) == HALF
+        # Saved although these are its defaults: it would inherit otherwise.
+        config.save_pretrained(tmp_path)
+        again = CtsConfig.from_pretrained(tmp_path)
+        assert (again.image_mean, again.image_std) == IMAGENET
+        assert (again.policy_config.image_mean, again.policy_config.image_std) == HALF
+
+
+def test_a_config_that_records_no_normalization_has_half(tmp_path):
+    config = tiny_config()
+    config.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    for part in (values, values["policy_config"]):
+        del part["image_mean"], part["image_std"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert CtsConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("config_class", [CtsConfig, CtsPolicyConfig])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_mean": [0.5, 0.5]}, r"`image_mean` must be finite numbers, one for each of 3 .* got \[0\.5, 0\.5\]"),
+        ({"image_mean": []}, r"`image_mean` must be .* got \[\]"),
+        ({"image_mean": float("nan")}, r"`image_mean` must be .* got nan"),
+        ({"image_std": [0.5, 0.5, 0]}, r"`image_std` must be numbers above 0, .* got \[0\.5, 0\.5, 0\]"),
+        ({"image_std": float("inf")}, r"`image_std` must be .* got inf"),
+        ({"image_mean": "imagenet"}, "'image_mean' with value 'imagenet'"),
+        ({"image_std": ["0.5", "0.5", "0.5"]}, r"'image_std' with value \['0\.5', '0\.5', '0\.5'\]"),
+        ({"image_std": [True, True, True]}, "'image_std' with value .True, True, True."),
+    ],
+)
+def test_what_is_no_normalization_is_refused_by_name(config_class, options, message):
+    with pytest.raises((ValueError, StrictDataclassFieldValidationError), match=message):
+        config_class(**options)
 
 
 @pytest.mark.parametrize(

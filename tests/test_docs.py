@@ -4,6 +4,7 @@ sets (tiny), checkpoints to convert and a cache of downloads (random weights). T
 crops; `accelerate launch` and `torchrun` are checked by their own parsers, and their scripts run in this process.
 """
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -167,6 +168,8 @@ def workplace(page, tmp_path, monkeypatch):
         (folder / "refs/main").write_text("0")
         architecture = name.removeprefix("timm/").partition(".")[0]
         save_file(timm.create_model(architecture).state_dict(), folder / "snapshots/0/model.safetensors")
+        pretrained_cfg = timm.get_pretrained_cfg(name.removeprefix("timm/")).to_dict()
+        (folder / "snapshots/0/config.json").write_text(json.dumps({"pretrained_cfg": pretrained_cfg}))
     yield
     plt.close("all")
     torch.set_num_threads(num_threads)

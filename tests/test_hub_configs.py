@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoImageProcessor
 
 from cts_hf import CtsConfig, CtsForSemanticSegmentation, CtsPolicyModel, num_shared_superpatches
+from cts_hf.normalization import HALF, check_normalization
 
 from .examples.scripts import load_script
 
@@ -68,7 +69,11 @@ def test_files(folder):
     assert recipe["token_reduction"] == getattr(config, "token_reduction", recipe["token_reduction"])
     processor = AutoImageProcessor.from_pretrained(folder)
     assert processor.size["shortest_edge"] == min(recipe["base_size"])
+    check_normalization(config, processor)
+    # The paper's ViTs and policies all see 0.5.
+    assert config.image_mean == config.image_std == [0.5, 0.5, 0.5]
     if isinstance(config, CtsConfig):
+        assert (config.policy_config.image_mean, config.policy_config.image_std) == HALF
         assert metadata.pipeline_tag == "image-segmentation"
         assert config.image_size == recipe["crop_size"]
         assert not any(name.startswith("LABEL_") for name in config.label2id)

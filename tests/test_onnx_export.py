@@ -3,7 +3,7 @@ import torch
 
 from cts_hf.onnx_export import OPSET_VERSION, OnnxSegmenter, export_onnx
 
-from .models import random_images, tiny_model
+from .models import TINY_TRUNK, random_images, tiny_model
 
 
 pytest.importorskip("onnxscript", reason="ONNX export needs `pip install onnx onnxscript onnxruntime`")
@@ -27,7 +27,13 @@ def assert_equal(model, exported, pixel_values, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"decoder_type": "linear", "use_distillation_token": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_mean": [0.4, 0.5, 0.6], "policy_config": {**TINY_TRUNK, "image_mean": 0.5, "image_std": 0.25}},
+        {"decoder_type": "linear", "use_distillation_token": True},
+    ],
+)
 def test_one_size(tmp_path, options):
     model = tiny_model(**options)
     file = export(tmp_path, model, image_size=(50, 75), batch_size=1)  # neither whole superpatches nor whole patches

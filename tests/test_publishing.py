@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 import cts_hf
 from cts_hf import CtsImageProcessor, CtsImageProcessorPil
 from cts_hf.model_card import model_card
+from cts_hf.normalization import IMAGENET
 from cts_hf.publishing import publish, upload_folder
 
 from .models import random_images, tiny_model, tiny_policy
@@ -148,6 +149,15 @@ def test_dry_run_lists_and_asks_nobody(hub, folder, monkeypatch):
     assert "left out:\n  .env\n  checkpoints/\n" in str(upload)
     upload = publish(tiny_policy(), CtsImageProcessor(), "me/policy", card="# Mine", dry_run=True)
     assert {"model.safetensors", "modeling_cts_policy.py", "README.md"} <= set(upload.files)
+    assert hub.requests == []
+
+
+def test_image_processors_that_contradict_the_configuration_are_refused(hub, folder):
+    with pytest.raises(ValueError, match=r"as config\.json says, with .*0\.5.* got .*0\.485.*correct"):
+        publish(tiny_model(), CtsImageProcessor(**IMAGENET._asdict()), "me/street", endpoint=hub.endpoint)
+    CtsImageProcessor(image_std=1).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"as config\.json says, with .*0\.5.* got .*\[1.*correct"):
+        upload_folder(folder, endpoint=hub.endpoint)
     assert hub.requests == []
 
 

@@ -88,7 +88,8 @@ def train(data_dir, output_dir, transform=None, model_options=None, policy_loss_
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     rows = data_args.evaluation_rows(data)
-    task = SegmentationTask(model, build_processor(data_args), rows, (data_args, model_args, args))
+    task = SegmentationTask(model, build_processor(data_args, model.config), rows, (data_args, model_args, args))
+    transform = transform or data_args.transform(model.config)
     fit(task, data_args.training_samples(data, args.seed, transform), args, accelerator)
     return model, task, accelerator
 

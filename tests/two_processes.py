@@ -37,9 +37,9 @@ def main(scenes, folder):
         )
         if accelerator.is_main_process:
             torch.save(model.state_dict(), folder / f"{name}.pt")
-    processor = build_processor(DataArguments(crop_size=64))
     # Weights that are equal to the last bit, so that counts have to be equal too.
     task.model = tiny_model(num_labels=10)
+    processor = build_processor(DataArguments(crop_size=64), task.model.cts.policy.config)
     policy = PolicyTask(task.model.cts.policy, processor, task.eval_dataset, (), token_reduction=0.3)
     rows = task.eval_dataset
     for num_images in EVALUATED:

@@ -34,6 +34,7 @@ from .image_processing_pil_cts import CtsImageProcessingMixin
 from .loading import check_finite, load_policy_folder
 from .modeling_cts import CtsForSemanticSegmentation
 from .modeling_cts_policy import CtsPolicyModel
+from .normalization import HALF, IMAGENET, Normalization, check_normalization, choose_normalization
 from .token_sharing import num_shared_superpatches
 from .weight_files import read_checkpoint, read_variant, read_weights, unwrap
 
@@ -43,11 +44,8 @@ BENCHMARK_CLASSES = {
     "cityscapes": CITYSCAPES_CLASSES,
     "pascal_context": PASCAL_CONTEXT_CLASSES,
 }
-# Mean and standard deviation of the channels, by the name that Segmenter has for them.
-_NORMALIZATIONS = {
-    "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "deit": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
+# By the name that Segmenter has for them.
+_NORMALIZATIONS = {"vit": HALF, "deit": IMAGENET}
 # A weight that only this kind of checkpoint has.
 _TELLING_WEIGHTS = {
     "encoder.patch_embed.proj.weight": "segmenter",
@@ -79,10 +77,13 @@ def convert_checkpoint(
         class_names (`Sequence[str]`, *optional*):
             One for each class; those of the data set or of mmsegmentation's metadata where these are known.
         options:
-            As for [`convert_segmenter`]; they win over `variant.yml`.
+            As for [`convert_segmenter`]; they win over `variant.yml`. Where neither says what images are normalized
+            with, Segmenter's weights with a distillation token are taken for DeiT's (ImageNet's mean and standard
+            deviation), and without one for those of a ViT (0.5), which is then logged. mmsegmentation's have 0.5.
 
     Returns:
-        [`CtsForSemanticSegmentation`] in float32 and evaluation mode, and its [`CtsImageProcessor`].
+        [`CtsForSemanticSegmentation`] in float32 and evaluation mode, and its [`CtsImageProcessor`], which normalizes
+        as its configuration says.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -98,7 +99,9 @@ def convert_checkpoint(
         options["id2label"] = dict(enumerate(names))
         options["label2id"] = {name: index for index, name in enumerate(names)}
     if kind == "segmenter":
-        model = convert_segmenter(state_dict, **{**_variant_options(variant), **options})
+        options = {**_variant_options(variant), **options}
+        options |= _choose_normalization(source, state_dict, kind, options)
+        model = convert_segmenter(state_dict, **options)
     elif kind == "mmsegmentation":
         model = convert_mmsegmentation(state_dict, **options)
     else:
@@ -106,7 +109,7 @@ def convert_checkpoint(
     if policy is not None:
         model.set_policy(load_policy(policy, superpatch_size=2 * model.config.patch_size))
     check_finite(model, source)
-    return model.eval(), _build_processor(model, variant)
+    return model.eval(), _build_processor(model.config, variant)
 
 
 def load_policy(source: str | Path, **options: Any) -> CtsPolicyModel:
@@ -116,7 +119,8 @@ def load_policy(source: str | Path, **options: Any) -> CtsPolicyModel:
 
     Args:
         source (`str` or `Path`): A folder with `config.json`, or what [`read_weights`] opens.
-        options: As for [`convert_policy`], for weights that are not this package's.
+        options: As for [`convert_policy`], for weights that are not this package's. A trunk's normalization is the
+            one that [`weights_normalization`] knows by default, else 0.5, which is then logged.
 
     Raises:
         FileNotFoundError: If there is no such policy.
@@ -128,6 +132,8 @@ def load_policy(source: str | Path, **options: Any) -> CtsPolicyModel:
     kind = _recognize(state_dict, source)
     if kind not in ("policy", "policy trunk"):
         raise ValueError(f"{source} holds a {kind} model, not a policy: convert it with `convert_checkpoint`.")
+    if kind == "policy trunk":
+        options |= _choose_normalization(source, state_dict, kind, options)
     converted = convert_policy(state_dict, **options)
     check_finite(converted, source)
     return converted
@@ -140,7 +146,7 @@ def save_original(model: CtsForSemanticSegmentation, processor: CtsImageProcessi
 
     Args:
         model ([`CtsForSemanticSegmentation`]): With or without policy.
-        processor ([`CtsImageProcessor`]): Its size and normalization are those of the data.
+        processor ([`CtsImageProcessor`]): Its size is that of the data; it normalizes as the configuration says.
         folder (`str` or `Path`): Created if it is not there.
 
     Raises:
@@ -154,7 +160,8 @@ def save_original(model: CtsForSemanticSegmentation, processor: CtsImageProcessi
             raise FileExistsError(f"{folder / name} is there already. Remove it or name another folder.")
     config = model.config
     _refuse_inexpressible(config)
-    normalization = _normalization_name(processor)
+    check_normalization(config, processor)
+    normalization = _normalization_name(config)
     if not processor.size.shortest_edge:
         raise ValueError(
             f"The image processor must have a size of shortest_edge, as the original resizes images, got "
@@ -194,6 +201,8 @@ def _refuse_inexpressible(config: CtsConfig) -> None:
             "batch_norm_eps": 1e-5,
             "tf_padding": False,
         }
+        # The policy sees the images of the encoder.
+        fixed_of_policy |= {"image_mean": config.image_mean, "image_std": config.image_std}
         fixed |= {f"policy_config.{name}": value for name, value in fixed_of_policy.items()}
     differing = [
         f"{name}={value!r} (original: {theirs!r})"
@@ -236,14 +245,14 @@ def _net_kwargs(model: CtsForSemanticSegmentation) -> dict[str, Any]:
     }
 
 
-def _normalization_name(processor: CtsImageProcessingMixin) -> str:
-    ours = (tuple(processor.image_mean), tuple(processor.image_std))
+def _normalization_name(config: CtsConfig) -> str:
+    ours = Normalization(config.image_mean, config.image_std)
     for name, theirs in _NORMALIZATIONS.items():
         if ours == theirs:
             return name
     raise ValueError(
-        f"The original has no normalization with mean and standard deviation {ours}, only "
-        f"{', '.join(f'{name} {values}' for name, values in _NORMALIZATIONS.items())}."
+        f"The original has no normalization with mean and standard deviation {tuple(ours)}, only "
+        f"{', '.join(f'{name} {tuple(values)}' for name, values in _NORMALIZATIONS.items())}."
     )
 
 
@@ -267,7 +276,23 @@ def _variant_options(variant: Mapping[str, Any]) -> dict[str, Any]:
     if net.get("policy_method") == "policy_net" and schedule and None not in schedule:
         num_unshared, num_shared = schedule
         options["token_reduction"] = 3 * num_shared / (num_unshared + 4 * num_shared)
+    normalization = net.get("normalization")
+    if normalization is not None and normalization not in _NORMALIZATIONS:
+        raise ValueError(f"variant.yml has normalization {normalization!r}, there are {', '.join(_NORMALIZATIONS)}.")
+    if normalization is not None:
+        options |= _NORMALIZATIONS[normalization]._asdict()
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _choose_normalization(
+    source: str | Path, state_dict: Mapping[str, torch.Tensor], kind: str, options: Mapping[str, Any]
+) -> dict[str, list[float]]:
+    """`image_mean` and `image_std`: those of `options`, else what is known of the weights, else 0.5."""
+    first_weight = next(name for name in _TELLING_WEIGHTS if _TELLING_WEIGHTS[name] == kind and name in state_dict)
+    num_channels = state_dict[first_weight].shape[1]
+    default = Normalization([0.5] * num_channels, [0.5] * num_channels)
+    told = (options.get("image_mean"), options.get("image_std"))
+    return choose_normalization(source, state_dict, *told, default)._asdict()
 
 
 def _class_names(
@@ -286,16 +311,13 @@ def _class_names(
     return names if is_list_of_names else None
 
 
-def _build_processor(model: CtsForSemanticSegmentation, variant: Mapping[str, Any]) -> CtsImageProcessor:
-    image_size = model.config.image_size
+def _build_processor(config: CtsConfig, variant: Mapping[str, Any]) -> CtsImageProcessor:
+    image_size = config.image_size
     shortest_edge = image_size if isinstance(image_size, int) else min(image_size)
     if variant:
         shortest_edge = (variant.get("dataset_kwargs") or {}).get("image_size") or shortest_edge
-    normalization = variant["net_kwargs"].get("normalization", "vit") if variant else "vit"
-    if normalization not in _NORMALIZATIONS:
-        raise ValueError(f"variant.yml has normalization {normalization!r}, there are {', '.join(_NORMALIZATIONS)}.")
-    mean, std = _NORMALIZATIONS[normalization]
-    return CtsImageProcessor(size={"shortest_edge": shortest_edge}, image_mean=mean, image_std=std)
+    size = {"shortest_edge": shortest_edge}
+    return CtsImageProcessor(size=size, image_mean=config.image_mean, image_std=config.image_std)
 
 
 def _strip_module(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

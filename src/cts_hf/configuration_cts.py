@@ -90,6 +90,43 @@ def _refuse_below_zero(config: PreTrainedConfig, *names: str) -> None:
             raise ValueError(f"`{name}` must be a finite number from 0 on, got {value}.")
 
 
+def channel_values(name: str, value: Any, num_channels: int) -> list[float]:
+    """
+    A mean or standard deviation of the channels, in units of pixels that go from 0 to 1.
+
+    Args:
+        name (`str`): `"image_mean"` or `"image_std"`, for messages too.
+        value (number, `list`, `tuple` or `None`): One number for all channels, or one for each; 0.5 if `None`.
+        num_channels (`int`): Channels of the images.
+
+    Returns:
+        `list[float]` of length `num_channels`.
+
+    Raises:
+        ValueError: If it is something else, not finite, or a standard deviation that is not above 0.
+    """
+    value = 0.5 if value is None else value
+    values = list(value) if isinstance(value, list | tuple) else [value] * num_channels
+    are_numbers = all(isinstance(entry, float | int) and not isinstance(entry, bool) for entry in values)
+    if (
+        len(values) != num_channels
+        or not are_numbers
+        or not all(map(math.isfinite, values))
+        or (name.endswith("image_std") and min(values) <= 0)
+    ):
+        kind = "numbers above 0" if name.endswith("image_std") else "finite numbers"
+        raise ValueError(
+            f"`{name}` must be {kind}, one for each of {num_channels} channels or one for all of them, got {value!r}: "
+            "give those that the images of the weights were normalized with."
+        )
+    return [float(entry) for entry in values]
+
+
+def _complete_normalization(config: PreTrainedConfig) -> None:
+    for name in ("image_mean", "image_std"):
+        setattr(config, name, channel_values(name, getattr(config, name), config.num_channels))
+
+
 @strict
 class CtsPolicyConfig(PreTrainedConfig):
     r"""
@@ -115,6 +152,12 @@ class CtsPolicyConfig(PreTrainedConfig):
             Whether strided convolutions pad as TensorFlow does ("SAME": more on the right and the bottom).
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of the classifier.
+        image_mean (`float` or `list[float]`, *optional*):
+            Mean that the policy's weights expect images to be normalized with, where pixels go from 0 to 1: a number
+            for each channel, or one for all. 0.5 by default, or what a [`CtsConfig`] has that is given these options
+            as a `dict`. A [`CtsModel`] renormalizes its images for its policy where the two differ.
+        image_std (`float` or `list[float]`, *optional*):
+            Standard deviation, likewise.
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
             Superpatch target that the loss ignores; [`superpatch_targets`] makes 255, whatever labels ignore.
 
@@ -137,6 +180,8 @@ class CtsPolicyConfig(PreTrainedConfig):
     batch_norm_eps: float | int = 1e-5
     tf_padding: bool = False
     initializer_range: float | int = 0.02
+    image_mean: list[float | int] | tuple[float | int, ...] | float | int | None = None
+    image_std: list[float | int] | tuple[float | int, ...] | float | int | None = None
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
@@ -145,8 +190,9 @@ class CtsPolicyConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def check_options(self) -> None:
-        """Refuses options that do not fit, with a `ValueError` that names them."""
+        """Refuses options that do not fit, with a `ValueError` that names them, and completes the normalization."""
         _refuse_below_one(self, "num_channels")
+        _complete_normalization(self)
         if self.superpatch_size < 2 or self.superpatch_size % 2:
             raise ValueError(
                 f"`superpatch_size` must be an even number of pixels (two patches), got {self.superpatch_size}."
@@ -219,6 +265,12 @@ class CtsConfig(PreTrainedConfig):
             Dropout after the attention and MLP of each decoder layer.
         decoder_drop_path_rate (`float`, *optional*, defaults to 0.0):
             Stochastic depth of the decoder layers.
+        image_mean (`float` or `list[float]`, *optional*):
+            Mean that the weights expect images to be normalized with, where pixels go from 0 to 1: a number for each
+            channel, or one for all. 0.5 by default, as for the ViTs of AugReg; DeiT's weights expect ImageNet's. The
+            image processor has to normalize with the same, and the policy may have been trained with another.
+        image_std (`float` or `list[float]`, *optional*):
+            Standard deviation, likewise.
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
             Label that the loss ignores.
 
@@ -258,6 +310,8 @@ class CtsConfig(PreTrainedConfig):
     decoder_layer_norm_eps: float | int | None = None
     decoder_dropout_prob: float | int = 0.0
     decoder_drop_path_rate: float | int = 0.0
+    image_mean: list[float | int] | tuple[float | int, ...] | float | int | None = None
+    image_std: list[float | int] | tuple[float | int, ...] | float | int | None = None
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
@@ -266,7 +320,6 @@ class CtsConfig(PreTrainedConfig):
             self.decoder_num_attention_heads = max(1, self.hidden_size // 64)
         if self.decoder_layer_norm_eps is None:
             self.decoder_layer_norm_eps = self.layer_norm_eps
-        self._complete_policy_config()
         self.check_options()
         # `register_for_auto_class` records a single auto class; a checkpoint serves two.
         kwargs["auto_map"] = {**_AUTO_MAP, **kwargs.get("auto_map", {})}
@@ -280,11 +333,16 @@ class CtsConfig(PreTrainedConfig):
         return self.image_size[0], self.image_size[-1]
 
     def check_options(self) -> None:
-        """Refuses options that do not fit, or do not fit each other, with a `ValueError` that names them."""
+        """
+        Refuses options that do not fit, or do not fit each other, with a `ValueError` that names them, and completes
+        normalization and policy.
+        """
         _refuse_below_one(
             self, "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads"
         )
         _refuse_below_one(self, "intermediate_size")
+        _complete_normalization(self)
+        self._complete_policy_config()
         _refuse_outside(self, "token_reduction", 0, 0.75)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             _refuse_outside(self, name, 0, 1)
@@ -314,15 +372,16 @@ class CtsConfig(PreTrainedConfig):
             )
 
     def _complete_policy_config(self):
-        superpatch_size = 2 * self.patch_size
+        defaults = {
+            "superpatch_size": 2 * self.patch_size,
+            "num_channels": self.num_channels,
+            "image_mean": self.image_mean,
+            "image_std": self.image_std,
+        }
         if self.policy_config is None:
-            self.policy_config = CtsPolicyConfig(superpatch_size=superpatch_size, num_channels=self.num_channels)
+            self.policy_config = CtsPolicyConfig(**defaults)
         elif isinstance(self.policy_config, dict):
-            defaults = {
-                "superpatch_size": superpatch_size,
-                "num_channels": self.num_channels,
-                "transformers_version": self.transformers_version,
-            }
+            defaults["transformers_version"] = self.transformers_version
             self.policy_config = CtsPolicyConfig(**{**defaults, **self.policy_config})
 
     def check_policy_config(self, policy_config: CtsPolicyConfig) -> None:

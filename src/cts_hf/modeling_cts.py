@@ -32,7 +32,7 @@ from .modeling_cts_checks import check_images, check_labels
 from .modeling_cts_decoders import DECODERS, CtsMaskTransformerDecoder
 from .modeling_cts_embeddings import CtsEmbeddings, check_pixel_mask, grid_mask, grid_sizes
 from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask, weight_dtype
-from .modeling_cts_policy import CtsPolicyModel, check_policy_scores, pad_to_superpatches, policy_loss
+from .modeling_cts_policy import CtsPolicyModel, check_policy_scores, pad_to_superpatches, policy_loss, renormalize
 from .token_sharing import (
     IGNORED_TARGET,
     TokenLayout,
@@ -164,10 +164,9 @@ class CtsModel(CtsPreTrainedModel):
         config.check_options()  # again: `from_pretrained` sets options behind the configuration's own check
         self.policy = CtsPolicyModel(config.policy_config) if config.use_policy else None
         self.embeddings = CtsEmbeddings(config)
-        drop_path = drop_path_schedule(config.drop_path_rate, config.num_hidden_layers)
         self.layers = nn.ModuleList(
             CtsLayer(config, config.num_attention_heads, config.layer_norm_eps, config.hidden_dropout_prob, rate)
-            for rate in drop_path
+            for rate in drop_path_schedule(config.drop_path_rate, config.num_hidden_layers)
         )
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
@@ -227,8 +226,9 @@ class CtsModel(CtsPreTrainedModel):
             # Rows and columns of patches of each image, padded to whole superpatches.
             image_grids = 2 * grid_sizes(pixel_mask, superpatch_size)  # (B, 2)
             pixel_values = pixel_values.masked_fill(~pixel_mask.bool()[:, None], 0)  # whatever the padding was
-        pixel_values = pad_to_superpatches(pixel_values, superpatch_size)
-        layout, policy_logits = self._build_layout(pixel_values, superpatch_scores, token_reduction, image_grids)
+        images = pixel_values
+        pixel_values = pad_to_superpatches(images, superpatch_size)
+        layout, policy_logits = self._build_layout(images, pixel_mask, superpatch_scores, token_reduction, image_grids)
 
         hidden_states = self.embeddings(pixel_values, layout, image_grids)
         attention_mask = padding_attention_mask(
@@ -242,7 +242,8 @@ class CtsModel(CtsPreTrainedModel):
 
     def _build_layout(
         self,
-        pixel_values: torch.Tensor,
+        images: torch.Tensor,
+        pixel_mask: torch.Tensor | None,
         superpatch_scores: torch.Tensor | None,
         token_reduction: float | None,
         image_grids: torch.Tensor | None,
@@ -250,21 +251,21 @@ class CtsModel(CtsPreTrainedModel):
         if token_reduction is None:
             token_reduction = self.config.token_reduction
         superpatch_size = 2 * self.config.patch_size
-        rows, columns = pixel_values.shape[2] // superpatch_size, pixel_values.shape[3] // superpatch_size
+        rows, columns = (-(-side // superpatch_size) for side in images.shape[-2:])
         num_shared = num_shared_superpatches(token_reduction, 4 * rows * columns)
         superpatch_mask = None if image_grids is None else grid_mask(image_grids // 2, rows, columns)
 
-        shape = (pixel_values.shape[0], rows, columns)
+        shape = (images.shape[0], rows, columns)
         policy_logits = None
         if superpatch_scores is not None:
             check_scores(superpatch_scores, shape)
-            scores = superpatch_scores.to(pixel_values.device)
+            scores = superpatch_scores.to(images.device)
         elif num_shared == 0:
-            scores = pixel_values.new_zeros(shape)
+            scores = images.new_zeros(shape)
         else:
-            policy_logits = self._run_policy(pixel_values, superpatch_mask)
+            policy_logits = self._run_policy(renormalize(images, pixel_mask, self.config), superpatch_mask)
             scores = (policy_logits[:, 1] - policy_logits[:, 0]).detach()
-            check_policy_scores(scores, pixel_values, self.policy)
+            check_policy_scores(scores, images, self.policy)
 
         if superpatch_mask is None:
             return build_layout(scores, num_shared), policy_logits

@@ -27,7 +27,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_cts import CtsPolicyConfig
+from .configuration_cts import CtsConfig, CtsPolicyConfig
 from .modeling_cts_checks import check_images, check_labels, has_values, refuse_unless
 from .modeling_cts_trunk import CtsPolicyBackbone, CtsPolicyConv2d
 from .token_sharing import check_superpatch_mask, padding_sizes
@@ -187,6 +187,36 @@ def pad_to_superpatches(pixel_values: torch.Tensor, superpatch_size: int) -> tor
     """
     bottom, right = padding_sizes(pixel_values, superpatch_size)
     return nn.functional.pad(pixel_values, (0, right, 0, bottom)) if right or bottom else pixel_values
+
+
+def renormalize(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, config: CtsConfig) -> torch.Tensor:
+    """
+    Images normalized with the mean and standard deviation of a segmentation model as those of its policy want them.
+
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Images that are not padded to whole superpatches yet: padding is 0 whatever the normalization.
+        pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
+            0 at padding, which becomes 0.
+        config ([`CtsConfig`]):
+            Of the segmentation model.
+
+    Returns:
+        `torch.FloatTensor` of the same shape, in float32 at least; `pixel_values` itself if both are the same.
+    """
+    policy_config = config.policy_config
+    given, wanted = ((list(of.image_mean), list(of.image_std)) for of in (config, policy_config))
+    if given == wanted:
+        return pixel_values
+    # In full precision, as what comes of it is rounded to the policy's.
+    pixel_values = pixel_values.to(torch.promote_types(pixel_values.dtype, torch.float32))
+    # Numbers rather than tensors: those would be copied to the device in every call.
+    channels = [
+        pixel_values[:, index] * (std / wanted_std) + (mean - wanted_mean) / wanted_std
+        for index, (mean, std, wanted_mean, wanted_std) in enumerate(zip(*given, *wanted, strict=True))
+    ]
+    pixel_values = torch.stack(channels, dim=1)
+    return pixel_values if pixel_mask is None else pixel_values.masked_fill(~pixel_mask.bool()[:, None], 0)
 
 
 def policy_loss(logits: torch.Tensor, targets: torch.Tensor, ignore_index: int) -> torch.Tensor:

@@ -132,8 +132,8 @@ def upload_folder(
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If a part of the model is missing in the folder, its weights are incomplete or not finite, or a
-            file holds a token of the Hub.
+        ValueError: If a part of the model is missing in the folder, its weights are incomplete or not finite, its
+            image processor does not normalize as its configuration says, or a file holds a token of the Hub.
     """
     folder = Path(folder)
     if not folder.is_dir():

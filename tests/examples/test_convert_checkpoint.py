@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -6,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from cts_hf import CtsForSemanticSegmentation, CtsPolicyModel
+from cts_hf import CtsConfig, CtsForSemanticSegmentation, CtsPolicyConfig, CtsPolicyModel
 from cts_hf.data.ade20k import ADE20K_CLASSES
+from cts_hf.normalization import IMAGENET, check_normalization
 
 from ..golden import load_golden
 from ..mmsegmentation import build_segmenter
@@ -39,6 +41,33 @@ def test_a_segmenter_from_the_command_line_and_back(tmp_path):
     weights = torch.load(tmp_path / "back" / "checkpoint.pth", weights_only=True)["model"]
     for name, value in golden["weights"].items():
         assert torch.equal(weights[name], value), name
+
+
+def test_the_normalization_from_the_command_line_and_back(monkeypatch, tmp_path):
+    golden, meta = load_golden("tiny_linear_cts_distilled")
+    source = write_original(tmp_path / "run", golden["weights"], meta)
+    run_main(monkeypatch, "convert_checkpoint.py", source=source, output_dir=tmp_path / "deit")
+    config = CtsConfig.from_pretrained(tmp_path / "deit")
+    assert (config.image_mean, config.image_std) == IMAGENET
+    # As it was saved when configurations did not record it.
+    values = json.loads((tmp_path / "deit" / "config.json").read_text())
+    for part in (values, values["policy_config"]):
+        del part["image_mean"], part["image_std"]
+    (tmp_path / "deit" / "config.json").write_text(json.dumps(values))
+    options = {"source": tmp_path / "deit", "kind": "original"}
+    run_main(monkeypatch, "convert_checkpoint.py", **options, output_dir=tmp_path / "back")
+    assert "normalization: deit" in (tmp_path / "back" / "variant.yml").read_text()
+
+    told = {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}
+    run_main(monkeypatch, "convert_checkpoint.py", source=source, output_dir=tmp_path / "told", **told)
+    policy = tiny_policy(superpatch_size=32, width_coefficient=1.0, depth_coefficient=1.0)
+    torch.save(policy.state_dict(), tmp_path / "model.pth")
+    options = {"source": tmp_path / "model.pth", "kind": "policy"}
+    run_main(monkeypatch, "convert_checkpoint.py", **options, output_dir=tmp_path / "policy", **told)
+    for folder, config_class in (("told", CtsConfig), ("policy", CtsPolicyConfig)):
+        config = config_class.from_pretrained(tmp_path / folder)
+        assert (config.image_mean, config.image_std) == ([0.0] * 3, [1.0] * 3)
+        check_normalization(config, AutoImageProcessor.from_pretrained(tmp_path / folder))
 
 
 @torch.no_grad()

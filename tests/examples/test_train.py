@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -5,9 +7,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import pipeline
 
-from cts_hf import CtsForSemanticSegmentation, CtsPolicyModel
+from cts_hf import CtsConfig, CtsForSemanticSegmentation, CtsPolicyConfig, CtsPolicyModel
 from cts_hf.data import SCENE_CLASSES, DataError, build_scenes
 from cts_hf.image_processing_cts import CtsImageProcessor
+from cts_hf.modeling_cts_embeddings import CtsEmbeddings
+from cts_hf.normalization import IMAGENET, check_normalization
 
 from ..models import tiny_model
 from ..training_runs import (
@@ -171,11 +175,90 @@ def test_models_that_cannot_be_trained_on_are_refused(scenes, tmp_path):
     with pytest.raises(ValueError, match=r"config\.json describes\. 1 missing: cts\.layernorm\.weight\. Save it"):
         train(scenes, tmp_path / "run", model=tmp_path / "broken")
     save_trained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"`image_mean` must be \[0\.5, .* got \[0\.4, 0\.5, 0\.5\]: leave it out"):
+        train(scenes, tmp_path / "run", model=tmp_path / "other", image_mean=[0.4, 0.5, 0.5], policy_epochs=1)
+    with pytest.raises(ValueError, match=r"`policy_image_std` must be \[0\.5, .* got \[0\.4, 0\.5, 0\.5\]"):
+        train(scenes, tmp_path / "run", model=tmp_path / "other", policy_image_std=[0.4, 0.5, 0.5])
     CtsImageProcessor(image_mean=[0.4, 0.4, 0.4]).save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"normalizes images with mean \(0.4, 0.4, 0.4\)"):
+    with pytest.raises(ValueError, match=r"as config\.json says, with .*0\.5.* got .*\[0\.4, 0\.4, 0\.4\]"):
         train(scenes, tmp_path / "run", model=tmp_path / "other")
     with pytest.raises(ValueError, match="has an encoder and backbone_weights is 'timm/x': give one"):
         train(scenes, tmp_path / "run", model=tmp_path / "other", backbone_weights="timm/x")
+
+
+def seen_by(module, seen):
+    """Collects the images that a kind of module is given."""
+
+    def hook(instance, inputs):
+        if isinstance(instance, module):
+            seen.append(inputs[0].detach())
+
+    return torch.nn.modules.module.register_module_forward_pre_hook(hook)
+
+
+def normalization_of(folder):
+    """What the configuration, the policy's and the image processor in a folder say."""
+    config, processor = CtsConfig.from_pretrained(folder), CtsImageProcessor.from_pretrained(folder)
+    return [(list(part.image_mean), list(part.image_std)) for part in (config, config.policy_config, processor)]
+
+
+def test_train_normalizes_as_the_weights_expect(scenes, tmp_path):
+    timm_deit = pytest.importorskip("timm.models.deit")
+    shape = {"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    torch.save(timm_deit.VisionTransformerDistilled(**shape).state_dict(), tmp_path / "deit.pth")
+    options = {"backbone_weights": tmp_path / "deit.pth", "use_distillation_token": True, "policy_epochs": 1}
+    train(scenes, tmp_path / "run", **options)
+    # The policy was trained in the same run, from scratch: it has the same.
+    assert normalization_of(tmp_path / "run") == [IMAGENET] * 3
+    policy_processor = CtsImageProcessor.from_pretrained(tmp_path / "run" / "policy")
+    check_normalization(CtsPolicyConfig(**IMAGENET._asdict()), policy_processor)
+    check_normalization(CtsPolicyConfig.from_pretrained(tmp_path / "run" / "policy"), policy_processor)
+    assert "image_mean: null" in (tmp_path / "run" / "train.yaml").read_text()
+
+    # Training goes on with what it began with.
+    train(scenes, tmp_path / "on", model=tmp_path / "run", policy_loss_weight=0)
+    assert normalization_of(tmp_path / "on") == [IMAGENET] * 3
+    told = {"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "policy_image_mean": [0.5, 0.5, 0.5]}
+    seen = []
+    hook = seen_by(CtsEmbeddings, seen)
+    train(scenes, tmp_path / "told", **options, **told)
+    hook.remove()
+    zeros, ones = [0.0] * 3, [1.0] * 3
+    assert normalization_of(tmp_path / "told") == [(zeros, ones), ([0.5] * 3, ones), (zeros, ones)]
+    assert min(images.min() for images in seen) >= 0
+    assert max(images.max() for images in seen) <= 1
+    train(scenes, tmp_path / "scratch", **told)
+    assert normalization_of(tmp_path / "scratch") == normalization_of(tmp_path / "told")
+
+
+def test_train_completes_a_model_of_old_from_its_image_processor(scenes, tmp_path):
+    save_trained(tmp_path / "old")
+    values = json.loads((tmp_path / "old" / "config.json").read_text())
+    for part in (values, values["policy_config"]):
+        del part["image_mean"], part["image_std"]
+    (tmp_path / "old" / "config.json").write_text(json.dumps(values))
+    CtsImageProcessor(**IMAGENET._asdict()).save_pretrained(tmp_path / "old")
+    train(scenes, tmp_path / "run", model=tmp_path / "old", policy_loss_weight=0)
+    assert normalization_of(tmp_path / "run") == [IMAGENET] * 3
+
+
+def test_train_policy_normalizes_as_it_is_told(scenes, tmp_path):
+    options = {**TINY_POLICY, "cpu_threads": 1, "data_dir": scenes, "crop_size": 64, "num_workers": 0, "patch_size": 8}
+    told = {"policy_image_mean": [0, 0, 0], "policy_image_std": [1, 1, 1]}
+    for squash in (True, False):
+        seen = []
+        hook = seen_by(CtsPolicyModel, seen)
+        argv = command_line(**options, **told, output_dir=tmp_path, max_steps=1, batch_size=4, squash=squash)
+        load_example("train_policy").main([*argv, "--photometric_distortion", "false", "--overwrite_output_dir"])
+        reset_accelerate()
+        hook.remove()
+        assert len(seen) > 1  # in training and in evaluation
+        assert all(images.min() >= 0 and images.max() <= 1 for images in seen)
+    config, processor = CtsPolicyConfig.from_pretrained(tmp_path), CtsImageProcessor.from_pretrained(tmp_path)
+    for part in (config, processor):
+        assert (list(part.image_mean), list(part.image_std)) == ([0.0] * 3, [1.0] * 3)
+    with pytest.raises(ValueError, match=r"`policy_image_std` must be numbers above 0.* got \[1\.0, 0\.0, 1\.0\]"):
+        load_example("train_policy").main([*argv, "--policy_image_std", "1", "0", "1"])
 
 
 def test_a_policy_that_nothing_trains_is_refused(scenes, tmp_path):

@@ -29,11 +29,9 @@ from PIL import Image
 from torch.nn.functional import pad
 from torchvision.transforms.v2 import functional as F
 
+from cts_hf.configuration_cts import channel_values
 from cts_hf.data.base import IGNORE_INDEX
 
-
-MEAN = (0.5, 0.5, 0.5)
-STD = (0.5, 0.5, 0.5)
 
 CROP_TRIES = 10
 BRIGHTNESS = 32 / 255
@@ -65,10 +63,12 @@ class TrainTransform:
         max_class_share: a crop is drawn again, up to ten times, while one class has at least this share of its pixels
             that are not ignored. 1 takes the first crop.
         photometric_distortion: whether to change brightness, contrast, saturation and hue.
+        image_mean, image_std: what pixels from 0 to 1 are normalized with, one number or one for each channel: those
+            of the model's configuration.
 
     Returns, when called with a PIL image (RGB), a PIL label ("L") and a `numpy.random.Generator`:
-        `pixel_values` float32 (3, crop_size, crop_size), mean and standard deviation 0.5, and `labels` int64
-        (crop_size, crop_size). Images smaller than the crop are padded at the right and bottom with 0 and 255.
+        `pixel_values` float32 (3, crop_size, crop_size), normalized, and `labels` int64 (crop_size, crop_size).
+        Images smaller than the crop are padded at the right and bottom with 0 and 255.
 
     Source: mmsegmentation's Resize, RandomCrop, RandomFlip, PhotoMetricDistortion, Normalize and Pad.
     """
@@ -80,6 +80,8 @@ class TrainTransform:
         scale_range: tuple[float, float] = (0.5, 2.0),
         max_class_share: float = 0.75,
         photometric_distortion: bool = True,
+        image_mean: float | Sequence[float] = 0.5,
+        image_std: float | Sequence[float] = 0.5,
     ):
         if crop_size < 1:
             raise ValueError(f"crop_size is {crop_size}, it must be at least 1 pixel.")
@@ -94,6 +96,8 @@ class TrainTransform:
         self.scale_range = scale_range
         self.max_class_share = max_class_share
         self.photometric_distortion = photometric_distortion
+        self.image_mean = channel_values("image_mean", image_mean, num_channels=3)
+        self.image_std = channel_values("image_std", image_std, num_channels=3)
 
     def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         size = self._random_size(image.size, rng)
@@ -107,7 +111,7 @@ class TrainTransform:
         pixels = F.to_dtype(pixels, torch.float32, scale=True)
         if self.photometric_distortion:
             pixels = distort_colours(pixels, rng)
-        pixels = F.normalize(pixels, MEAN, STD)
+        pixels = F.normalize(pixels, self.image_mean, self.image_std)
         padding = [0, self.crop_size - labels.shape[1], 0, self.crop_size - labels.shape[0]]
         return {"pixel_values": pad(pixels, padding), "labels": pad(labels, padding, value=IGNORE_INDEX)}
 
@@ -140,22 +144,30 @@ class SquashTransform:
 
     Args:
         image_size: height and width of what it gives, in pixels.
+        image_mean, image_std: as for `TrainTransform`.
 
     Returns, when called like `TrainTransform`:
         `pixel_values` float32 (3, image_size, image_size) and `labels` int64 (image_size, image_size).
     """
 
-    def __init__(self, image_size: int):
+    def __init__(
+        self,
+        image_size: int,
+        image_mean: float | Sequence[float] = 0.5,
+        image_std: float | Sequence[float] = 0.5,
+    ):
         if image_size < 1:
             raise ValueError(f"image_size is {image_size}, it must be at least 1 pixel.")
         self.size = (image_size, image_size)
+        self.image_mean = channel_values("image_mean", image_mean, num_channels=3)
+        self.image_std = channel_values("image_std", image_std, num_channels=3)
 
     def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         pixels = F.pil_to_tensor(image.resize(self.size, Image.Resampling.BILINEAR))
         labels = torch.from_numpy(np.array(label.resize(self.size, Image.Resampling.NEAREST), dtype=np.int64))
         if rng.random() < 0.5:
             pixels, labels = F.horizontal_flip(pixels), F.horizontal_flip(labels)
-        pixels = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), MEAN, STD)
+        pixels = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), self.image_mean, self.image_std)
         return {"pixel_values": pixels, "labels": labels}
 
 

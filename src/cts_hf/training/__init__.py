@@ -24,7 +24,14 @@ from cts_hf.training.arguments import (
 )
 from cts_hf.training.checkpoints import CheckpointFolder
 from cts_hf.training.loop import build_accelerator, fit
-from cts_hf.training.models import adopt_architecture, build_policy, build_processor, build_segmenter
+from cts_hf.training.models import (
+    adopt_architecture,
+    build_policy,
+    build_processor,
+    build_segmenter,
+    encoder_normalization,
+    refuse_other_normalization,
+)
 from cts_hf.training.optimization import build_optimizer, build_scheduler, polynomial_lr
 from cts_hf.training.output import lock_output, refuse_own_sources
 from cts_hf.training.recipe import parse_recipe, refuse_another_recipe, save_recipe
@@ -52,12 +59,14 @@ __all__ = [
     "build_processor",
     "build_scheduler",
     "build_segmenter",
+    "encoder_normalization",
     "fit",
     "lock_output",
     "parse_recipe",
     "polynomial_lr",
     "push_to_hub",
     "refuse_another_recipe",
+    "refuse_other_normalization",
     "refuse_own_sources",
     "save_card",
     "save_model_folder",

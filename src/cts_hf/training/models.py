@@ -20,11 +20,11 @@ import torch
 from cts_hf.configuration_cts import CtsConfig, CtsPolicyConfig
 from cts_hf.conversion import load_policy_trunk, load_vit_weights
 from cts_hf.data import IGNORE_INDEX, SegmentationData
-from cts_hf.data.transforms import MEAN, STD
 from cts_hf.image_processing_cts import CtsImageProcessor
 from cts_hf.loading import load_config, load_processor, load_segmenter
 from cts_hf.modeling_cts import CtsForSemanticSegmentation
 from cts_hf.modeling_cts_policy import CtsPolicyModel
+from cts_hf.normalization import HALF, Normalization, check_normalization, weights_normalization
 from cts_hf.training.arguments import DataArguments, ModelArguments, PolicyArguments, PolicySourceArguments
 
 
@@ -43,24 +43,63 @@ ARCHITECTURE = (
 CLASSIFIERS = ("decode_head.class_embeddings", "decode_head.mask_norm", "decode_head.classifier")
 
 
-def policy_config(args: PolicyArguments, patch_size: int) -> CtsPolicyConfig:
-    """The configuration of a policy with these options."""
+def encoder_normalization(args: ModelArguments) -> Normalization:
+    """What the encoder of these options sees images normalized with, known before it is built."""
+    known = HALF
+    if args.model:
+        config = load_config(args.model)
+        known = Normalization(config.image_mean, config.image_std)
+    elif args.backbone_weights and None in (args.image_mean, args.image_std):
+        known = weights_normalization(args.backbone_weights) or HALF
+    return Normalization(args.image_mean or known.image_mean, args.image_std or known.image_std)
+
+
+def policy_config(args: PolicyArguments, patch_size: int, normalization: Normalization = HALF) -> CtsPolicyConfig:
+    """The configuration of a policy with these options, and `normalization` where they say none."""
     return CtsPolicyConfig(
         superpatch_size=2 * patch_size,
         output_stride=args.policy_output_stride,
         width_coefficient=args.policy_width_coefficient,
         depth_coefficient=args.policy_depth_coefficient,
         tf_padding=args.policy_tf_padding,
+        image_mean=args.policy_image_mean or normalization.image_mean,
+        image_std=args.policy_image_std or normalization.image_std,
         **({"batch_norm_eps": TF_BATCH_NORM_EPS} if args.policy_tf_padding else {}),
     )
 
 
-def build_policy(args: PolicyArguments, patch_size: int) -> CtsPolicyModel:
-    """A policy with an ImageNet trunk if `policy_weights` name one, otherwise with random weights."""
-    policy = CtsPolicyModel(policy_config(args, patch_size))
+def build_policy(args: PolicyArguments, patch_size: int, normalization: Normalization = HALF) -> CtsPolicyModel:
+    """
+    A policy with an ImageNet trunk if `policy_weights` name one, otherwise with random weights.
+
+    Args:
+        args: its options.
+        patch_size: of the Segmenter, in pixels.
+        normalization: of its images, unless its options say it or its weights are known to expect another.
+    """
+    policy = CtsPolicyModel(policy_config(args, patch_size, normalization))
     if args.policy_weights:
-        load_policy_trunk(policy, args.policy_weights)
+        told = {"image_mean": args.policy_image_mean, "image_std": args.policy_image_std}
+        load_policy_trunk(policy, args.policy_weights, **told)
     return policy
+
+
+def refuse_other_normalization(told: ModelArguments | PolicyArguments, config: CtsConfig | CtsPolicyConfig) -> None:
+    """
+    Refuses options that contradict weights which have been trained with another normalization.
+
+    Args:
+        told: the options.
+        config: of the model that has these weights.
+    """
+    prefix = "policy_" if isinstance(told, PolicyArguments) else ""
+    for name in Normalization._fields:
+        value, recorded = getattr(told, prefix + name), getattr(config, name)
+        if value not in (None, recorded):
+            raise ValueError(
+                f"`{prefix}{name}` must be {recorded}, as the trained model's configuration says, got {value}: leave "
+                "it out, or correct config.json and preprocessor_config.json there."
+            )
 
 
 def segmenter_config(
@@ -81,6 +120,8 @@ def segmenter_config(
         use_distillation_token=args.use_distillation_token,
         decoder_type=args.decoder_type,
         decoder_num_hidden_layers=args.decoder_num_hidden_layers,
+        image_mean=args.image_mean,
+        image_std=args.image_std,
         policy_config=policy_config.to_diff_dict(),
         **_training_options(args, source_args, data),
     )
@@ -148,7 +189,7 @@ def build_segmenter(
     model = CtsForSemanticSegmentation(segmenter_config(args, policy.config, source_args, data, image_size))
     model.cts.policy.load_state_dict(policy.state_dict())
     if args.backbone_weights:
-        load_vit_weights(model, args.backbone_weights)
+        load_vit_weights(model, args.backbone_weights, image_mean=args.image_mean, image_std=args.image_std)
     return model
 
 
@@ -157,16 +198,15 @@ def _load_segmenter(
 ) -> CtsForSemanticSegmentation:
     options = _training_options(args, source_args, data)
     model = load_segmenter(args.model, ignore=CLASSIFIERS, dtype=torch.float32, **options)
-    processor = load_processor(args.model)
-    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-    if (mean, std) != (MEAN, STD):
-        raise ValueError(
-            f"{args.model} normalizes images with mean {mean} and standard deviation {std}, training with {MEAN} and "
-            f"{STD}: its weights do not fit. Give a model that was trained with the latter."
-        )
+    check_normalization(model.config, load_processor(args.model))
+    refuse_other_normalization(args, model.config)
     return model
 
 
-def build_processor(args: DataArguments) -> CtsImageProcessor:
-    """The image processor that prepares images as training does: same size, same normalization."""
-    return CtsImageProcessor(size={"shortest_edge": args.shortest_edge})
+def build_processor(args: DataArguments, config: CtsConfig | CtsPolicyConfig) -> CtsImageProcessor:
+    """
+    The image processor that prepares images as training does: same size, and the normalization of `config`, which is
+    that of the model it is for.
+    """
+    size = {"shortest_edge": args.shortest_edge}
+    return CtsImageProcessor(size=size, image_mean=config.image_mean, image_std=config.image_std)

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin
 from cts_hf.model_card import model_card
+from cts_hf.normalization import check_normalization
 from cts_hf.output_folder import OutputFolder
 from cts_hf.publishing import upload_folder
 from cts_hf.training.recipe import save_recipe
@@ -49,8 +50,10 @@ def save_model_folder(
         subfolder: where in the folder the model goes; the folder's record of what runs wrote has it too.
 
     Raises:
-        ValueError: files that no run wrote are in the way, or another run is writing there.
+        ValueError: an image processor that does not normalize as the model's configuration says, files that no run
+            wrote in the way, or another run that is writing there.
     """
+    check_normalization(model.config, processor)
     with OutputFolder(folder) as output, output.writing(subfolder) as unfinished:
         model.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
