@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
+from tempfile import NamedTemporaryFile
 
 from filelock import FileLock, Timeout
 
@@ -48,6 +49,7 @@ class OutputFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._lock: FileLock | None = None
+        self._written_now: set[str] = set()
 
     def __enter__(self) -> "OutputFolder":
         try:
@@ -79,21 +81,20 @@ class OutputFolder:
         file = self.path / RECORD
         try:
             names = json.loads(file.read_text(encoding="utf-8"))["written"]
-            # The record decides what is deleted: nothing outside of the folder may be in it.
-            valid = all(not PurePosixPath(n).is_absolute() and ".." not in PurePosixPath(n).parts and n for n in names)
         except (FileNotFoundError, NotADirectoryError):
             return set()
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise ValueError(
-                f"{file} cannot be read ({error}). Delete it to keep all files of {self.path}."
-            ) from error
-        if not valid:
-            raise ValueError(f"{file} names files outside of {self.path}. Delete it to keep all files there.")
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+            raise ValueError(f"{file} cannot be read ({error}). Delete it to keep all files there.") from error
+        # The record decides what is deleted: nothing outside of the folder may be in it, nor the folder itself.
+        if not isinstance(names, list) or not all(isinstance(name, str) and _is_below(name) for name in names):
+            raise ValueError(f"{file} must list files in {self.path}. Delete it to keep all files there.")
         return set(names)
 
     def record(self, names: Iterable[str]) -> None:
         """Takes files, POSIX paths in this folder, for this package's own. To be called before they are written."""
-        self._write_record(self.written, set(names))
+        new = set(names)
+        self._written_now |= new
+        self._write_record(self.written, new)
 
     def refuse_existing(self, patterns: Sequence[str], overwrite: bool = False) -> None:
         """
@@ -101,15 +102,15 @@ class OutputFolder:
 
         Args:
             patterns (`Sequence[str]`): Glob patterns of these files, POSIX, relative to this folder.
-            overwrite (`bool`): Whether files that an earlier run wrote may be replaced. Others never are.
+            overwrite (`bool`): Whether files that an earlier run wrote may be replaced. Others never are, nor is
+                anything else of such a name, such as a folder.
 
         Raises:
             ValueError: If there are such files; it names them.
         """
-        existing = {path for pattern in patterns for path in self.path.glob(pattern) if not path.is_dir()}
         own = self.written
-        names = sorted({path.relative_to(self.path).as_posix() for path in existing} - {RECORD, LOCK})
-        if foreign := [name for name in names if not _is_among(name, own)]:
+        names = sorted({name for pattern in patterns for name in self._matching(pattern)} - {RECORD, LOCK})
+        if foreign := [name for name in names if not self._is_own(name, own)]:
             raise ValueError(
                 f"{self.path} holds {list_names(foreign)}, which this run would replace and which no earlier run is "
                 "recorded to have written: choose another output folder, or move these files away."
@@ -127,13 +128,14 @@ class OutputFolder:
         with an error, nothing is left behind and nothing has changed.
 
         Raises:
-            ValueError: If a file would replace one that no run wrote; the new files then stay where they are.
+            ValueError: If a file would replace something that no run wrote; the new files then stay where they are.
         """
         unfinished = self.scratch((PurePosixPath(subfolder) / UNFINISHED).as_posix())
+        scratch = f"{unfinished.relative_to(self.path).as_posix()}/"
         try:
             yield unfinished
         except BaseException:
-            self.delete([f"{unfinished.relative_to(self.path).as_posix()}/"])
+            self.delete([scratch])
             raise
         files = {
             (PurePosixPath(subfolder) / path.relative_to(unfinished).as_posix()).as_posix(): path
@@ -141,7 +143,9 @@ class OutputFolder:
             if path.is_file()
         }
         own = self.written
-        if foreign := [name for name in files if (self.path / name).exists() and not _is_among(name, own)]:
+        if foreign := [name for name in files if os.path.lexists(self.path / name) and not self._is_own(name, own)]:
+            # Forgotten, so that no later run empties the folder: the new files are nowhere else.
+            self._write_record(own, forgotten={scratch})
             raise ValueError(
                 f"{self.path} holds {list_names(foreign)}, which no run wrote and which the new files in {unfinished} "
                 "would replace: move the old ones away, and the new ones to their place."
@@ -150,7 +154,7 @@ class OutputFolder:
         for name, path in files.items():
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, self.path / name)
-        self.delete([f"{unfinished.relative_to(self.path).as_posix()}/"])
+        self.delete([scratch])
 
     def scratch(self, name: str) -> Path:
         """
@@ -160,7 +164,7 @@ class OutputFolder:
         own = self.written
         for candidate in chain([name], (f"{name}_{number}" for number in count(2))):
             path = self.path / candidate
-            if f"{candidate}/" in own or not os.path.lexists(path):
+            if not os.path.lexists(path) or (f"{candidate}/" in own and self.may_delete(f"{candidate}/")):
                 break
         self.delete([f"{candidate}/"])
         self.record([f"{candidate}/"])
@@ -175,24 +179,48 @@ class OutputFolder:
             names (`Iterable[str]`): Some of [`written`]. What is not there any more is only forgotten.
 
         Raises:
-            ValueError: If a name is not recorded.
+            ValueError: If a name is not recorded, or [`may_delete`] says no; the names before it are deleted.
         """
-        names, own = list(names), self.written
-        for name in names:
-            path = self.path / name
-            if name.endswith("/") and not path.exists():
-                continue
-            if name not in own:
-                raise ValueError(f"{path} is not deleted, as no run is recorded to have written it.")
-            if name.endswith("/") and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-            self._remove_empty(path.parent)
-        self._write_record(own, forgotten=set(names))
+        own, gone = self.written, set()
+        try:
+            for name in names:
+                path = self.path / name
+                if os.path.lexists(path):
+                    if name not in own:
+                        raise ValueError(f"{path} is not deleted, as no run is recorded to have written it.")
+                    if not self.may_delete(name):
+                        raise ValueError(
+                            f"{path} is not deleted, as it is another thing than a run wrote, or lies behind a link "
+                            f"that leads out of {self.path}: delete it yourself."
+                        )
+                    shutil.rmtree(path) if name.endswith("/") else path.unlink()
+                    self._remove_empty(path.parent)
+                gone.add(name)
+        finally:
+            self._write_record(own, forgotten=gone)
+
+    def may_delete(self, name: str) -> bool:
+        """
+        Whether a recorded name may be deleted: a file, or a folder if it ends in `/`, that is really in this folder,
+        or that this process has written. A record can come from others, and so can links.
+        """
+        path, root = self.path / name, self.path.resolve()
+        if path.is_symlink() or path.is_dir() != name.endswith("/"):
+            return False
+        parent = path.parent.resolve()
+        return name in self._written_now or parent == root or root in parent.parents
+
+    def _matching(self, pattern: str) -> list[str]:
+        if "*" not in pattern:
+            return [pattern] if os.path.lexists(self.path / pattern) else []
+        return [path.relative_to(self.path).as_posix() for path in self.path.glob(pattern)]
+
+    def _is_own(self, name: str, own: set[str]) -> bool:
+        is_recorded = name in own or any(name.startswith(folder) for folder in own if folder.endswith("/"))
+        return is_recorded and not (self.path / name).is_dir()
 
     def _remove_empty(self, folder: Path) -> None:
-        while folder != self.path and folder.is_dir() and not any(folder.iterdir()):
+        while folder != self.path and folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
             folder.rmdir()
             folder = folder.parent
 
@@ -200,10 +228,10 @@ class OutputFolder:
         names = (own | new) - forgotten
         if names == own:
             return
-        text = json.dumps({"written": sorted(names)}, indent=1) + "\n"
-        unfinished = self.path / f"{RECORD}{UNFINISHED}"
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, self.path / RECORD)
+        # A name of its own: a fixed one could be a link of somebody else's.
+        with NamedTemporaryFile("w", encoding="utf-8", dir=self.path, prefix=f"{RECORD}_", delete=False) as unfinished:
+            unfinished.write(json.dumps({"written": sorted(names)}, indent=1) + "\n")
+        os.replace(unfinished.name, self.path / RECORD)
 
 
 def list_names(names: Sequence[str]) -> str:
@@ -212,8 +240,10 @@ def list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _is_among(name: str, own: set[str]) -> bool:
-    return name in own or any(name.startswith(folder) for folder in own if folder.endswith("/"))
+def _is_below(name: str) -> bool:
+    """Whether a name in a record is the path of something below the folder."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not name.startswith("/") and ".." not in parts and name.isprintable()
 
 
 __all__ = ["OutputFolder", "list_names"]
