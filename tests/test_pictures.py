@@ -14,6 +14,7 @@
 """Picture files: every mode becomes RGB or is refused by name, and folders are searched through links."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -179,6 +180,20 @@ def test_files_of_one_name_are_reported(tmp_path):
     write(tmp_path / "a.JPG", tmp_path / "a.png")
     assert find_pictures(tmp_path, SUFFIXES)[1] == [
         f"{tmp_path / 'a.png'} and {tmp_path / 'a.JPG'} have the same name"
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+def test_what_is_no_file_is_reported(tmp_path):
+    """A link that leads nowhere stays: to read it says so."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    (tmp_path / "link.png").symlink_to(tmp_path / "absent")
+    os.mkfifo(tmp_path / "pipe")
+    files, problems = find_pictures(tmp_path, SUFFIXES)
+    assert list(files) == ["link"]
+    assert problems == [
+        f"{tmp_path / name}: must be a file, not a pipe, socket or device" for name in ("device.png", "pipe.png")
     ]
 
 

@@ -105,19 +105,35 @@ def find_pictures(
 
     Returns:
         the files by name, which is the path in the folder without suffix, sorted; and one line for every file whose
-        name another one has, every folder that is found under two names, and every folder that cannot be listed.
+        name another one has, every folder that is found under two names, every folder that cannot be listed, and
+        every pipe, socket or device with such a suffix.
     """
     folder = Path(folder)
     paths, problems = _files_below(folder)
     files: dict[str, Path] = {}
     for path in sorted(paths):
-        if path.suffix.lower() not in suffixes or leave_out(path):
+        if path.suffix.lower() not in suffixes:
+            continue
+        if problem := special_file(path):
+            problems.append(problem)
+            continue
+        if leave_out(path):
             continue
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in files:
             problems.append(f"{printable(path)} and {printable(files[name])} have the same name")
         files[name] = path
     return files, problems
+
+
+def special_file(path: Path) -> str | None:
+    """
+    The line that says why a path must not be opened: a pipe, socket or device could keep a reader waiting for ever.
+    `None` for files, folders, and links that lead nowhere.
+    """
+    if path.is_file() or path.is_dir() or not path.exists():
+        return None
+    return f"{printable(path)}: must be a file, not a pipe, socket or device"
 
 
 def is_hidden(name: str) -> bool:
@@ -160,6 +176,7 @@ __all__ = [
     "is_hidden",
     "printable",
     "read_picture",
+    "special_file",
     "to_rgb",
     "unreadable",
 ]

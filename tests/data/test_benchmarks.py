@@ -11,6 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -142,6 +144,15 @@ def test_bombs_are_named(name, request, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
     with pytest.raises(DataError, match=r"cannot be read as a picture \(Image size \(96 pixels\) exceeds limit"):
         load_segmentation_data(name, root)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+def test_pipes_named_like_images_are_reported(ade20k):
+    path = ade20k / "ADEChallengeData2016/images/training/ADE_train_00000001.jpg"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"ADE_train_00000001\.jpg: must be a file, not a pipe, socket or device"):
+        load_segmentation_data("ade20k", ade20k)
 
 
 @pytest.mark.parametrize("name", ["ade20k", "cityscapes", "pascal_context"])

@@ -23,7 +23,7 @@ from PIL import Image as PILImage
 
 from cts_hf.data.base import DataError, NoIdsError, Pair, allowed_ids, stored_ids, unknown_ids
 from cts_hf.image_processing_inputs_cts import to_eight_bit
-from cts_hf.pictures import UNREADABLE, printable, unreadable
+from cts_hf.pictures import UNREADABLE, printable, special_file, unreadable
 
 
 # Orientations that turn a picture by 90 degrees: the decoded picture has width and height exchanged.
@@ -87,6 +87,9 @@ def raise_problems(root: Path, problems: list[str], hint: str) -> None:
 def _header_problems(pair: Pair) -> list[str]:
     problems, sizes = [], []
     for path in (pair.image, pair.label):
+        if problem := special_file(path):
+            problems.append(problem)
+            continue
         try:
             with PILImage.open(path) as picture:
                 sizes.append(_upright_size(picture))
