@@ -12,8 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The result files of predictions. Each one says in its metadata which settings and which image made it: so a run knows
-what is done, never takes results of another model or budget for its own, and never replaces a file of somebody else.
+The result files of predictions. Each one says in its metadata which settings and which image made it, and what it
+showed then: so a run knows what is done and still whole, never takes results of another model or budget for its own,
+and never replaces a file of somebody else, such as a result that was edited.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
@@ -56,11 +58,13 @@ class Stamp(NamedTuple):
         output: one of `OUTPUTS`.
         settings: digest of model, image processor and options, as `settings_digest` gives it.
         image: digest of the image file.
+        content: digest of what the result shows.
     """
 
     output: str
     settings: str
     image: str
+    content: str
 
 
 class ResultError(ValueError):
@@ -85,7 +89,8 @@ class Results:
 
     def pending(self, images: Mapping[str, Path], overwrite: bool = False) -> dict[str, list[str]]:
         """
-        What is still to be made: results that are missing, and those of images that have changed since.
+        What is still to be made: results that are missing, those that cannot be decoded, such as files that were cut,
+        and those of images that have changed since.
 
         Args:
             images (`Mapping[str, Path]`): Name and path of each image.
@@ -96,8 +101,8 @@ class Results:
             `dict[str, list[str]]`: for the images that are not done, the kinds of results to make.
 
         Raises:
-            ValueError: If results would replace files that are no results, results of other settings without
-                `overwrite`, or each other; it names them.
+            ValueError: If results would replace files that are no results, results that were edited, results of other
+                settings without `overwrite`, or each other; it names them.
         """
         self._refuse_one_path_for_two(images)
         pending: dict[str, list[str]] = {}
@@ -106,9 +111,11 @@ class Results:
             image = None
             for output in OUTPUTS:
                 result, is_asked_for = self.path(output, name), output in self.outputs
+                stamp = read_stamp(result)
+                content = stamp and _content_of(result)
                 if not os.path.lexists(result):
                     is_due = is_asked_for
-                elif (stamp := read_stamp(result)) is None:
+                elif stamp is None or content not in (None, stamp.content):
                     foreign += [result] if is_asked_for else []
                     continue
                 elif (stamp.output, stamp.settings) != (output, self.settings):
@@ -116,14 +123,14 @@ class Results:
                     is_due = is_asked_for
                 else:
                     image = image or _digest_or_none(path)
-                    is_due = stamp.image != image
+                    is_due = content is None or stamp.image != image
                 if is_due:
                     pending.setdefault(name, []).append(output)
         foreign += [self.folder / output for output in self.outputs if _is_in_the_way(self.folder / output)]
         if foreign:
             raise ValueError(
                 f"{printable(self.folder)} holds {self._list(foreign)}, which the results would replace and which are "
-                "no results of this package: choose another output folder, or move these files away."
+                "no results of this package, or were edited: choose another output folder, or move these files away."
             )
         if others and not overwrite:
             raise ValueError(
@@ -193,7 +200,7 @@ class Results:
 
 def read_stamp(path: Path) -> Stamp | None:
     """What made a file; `None` if it is no result of this package."""
-    if path.suffix.lower() not in OUTPUTS.values():
+    if path.suffix.lower() not in OUTPUTS.values() or not path.is_file():
         return None
     try:
         with Image.open(path) as picture:
@@ -255,15 +262,42 @@ def _digest_or_none(path: Path) -> str | None:
         return None  # reading it will say why
 
 
+def _content_of(result: Path) -> str | None:
+    """A digest of what a file with a stamp shows; `None` if it cannot be decoded."""
+    try:
+        content = result.read_bytes()
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()
+            if picture.format == "PNG":
+                return _pixel_digest(picture)
+            return _jpeg_digest(content, picture.info["comment"])
+    except UNREADABLE:
+        return None
+
+
+def _pixel_digest(picture: Image.Image) -> str:
+    # The same for all modes that a file of these pixels may be opened in: they depend on Pillow, and on optimizers.
+    values = np.asarray(picture if picture.mode.startswith("I") else picture.convert("RGB"))
+    return _digest(f"{values.shape} ".encode() + values.astype("<u2").tobytes())
+
+
+def _jpeg_digest(content: bytes, comment: bytes) -> str:
+    # Not of the pixels, which decoders round differently: tables and compressed data follow the comment.
+    return _digest(content.partition(comment)[2])
+
+
 def _encode(picture: Image.Image, suffix: str, stamp: str) -> bytes:
+    """A picture as a file with a stamp, which the digest of what the file shows is added to."""
     buffer = io.BytesIO()
     if suffix == ".png":
         metadata = PngImagePlugin.PngInfo()
-        metadata.add_text(_KEY, stamp)
+        metadata.add_text(_KEY, f"{stamp} {_pixel_digest(picture)}")
         picture.save(buffer, "PNG", pnginfo=metadata)
-    else:
-        picture.save(buffer, "JPEG", quality=90, comment=stamp.encode())
-    return buffer.getvalue()
+        return buffer.getvalue()
+    comment = f"{stamp} {_digest(b'')}".encode()
+    picture.save(buffer, "JPEG", quality=90, comment=comment)
+    content = buffer.getvalue()
+    return content.replace(comment, f"{stamp} {_jpeg_digest(content, comment)}".encode(), 1)
 
 
 def _ignores_case(folder: Path) -> bool:
