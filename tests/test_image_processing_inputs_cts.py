@@ -143,7 +143,7 @@ def test_values_on_a_device_are_checked_without_waiting_for_it(monkeypatch):
 
 
 def test_images_that_resizing_would_blow_up_are_refused(processor):
-    message = r"Image 1 must have at most 16777216 pixels .* got 1 x 40000 pixels.* makes 32 x 1280000"
+    message = r"Image 1 must have at most 1048576 pixels .* got 1 x 40000 pixels.* makes 32 x 1280000"
     with pytest.raises(ValueError, match=message):
         processor([Image.new("RGB", (40, 32)), Image.new("RGB", (40000, 1))])
     square = processor(Image.new("RGB", (40000, 1)), size={"height": 32, "width": 32}).pixel_values[0]
@@ -155,8 +155,14 @@ def test_only_long_and_narrow_images_are_too_large(turned):
     def check(short, long, shortest_edge):
         check_resized_size((long, short) if turned else (short, long), shortest_edge, "Image 0")
 
-    check(1, 4096, 64)  # 2**24 pixels
-    check(100, 1600, 4096)  # more, but the shape is common
-    for size in ((1, 4097, 64), (100, 1601, 4096), (1, 5000, 64)):
-        with pytest.raises(ValueError, match="Image 0 must have at most 16777216 pixels"):
+    check(1, 256, 64)  # 2**20 pixels
+    check(2, 5000, 16)  # far longer than wide, but few
+    check(100, 1600, 512)  # 2**22 pixels, but the shape is common
+    for size, limit in (
+        ((1, 257, 64), 2**20),
+        ((1, 900, 64), 2**20),
+        ((2, 6000, 64), 2**20),
+        ((100, 1601, 512), 2**22),
+    ):
+        with pytest.raises(ValueError, match=f"Image 0 must have at most {limit} pixels"):
             check(*size)

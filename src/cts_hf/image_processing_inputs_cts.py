@@ -46,9 +46,10 @@ _ADVICE = {
     1: "leave do_rescale=True for values from 0 to 255; clip or scale others first.",
 }
 
-# `size={"shortest_edge": n}` leaves the other edge to the aspect ratio. So many pixels, 65536 patches of 16 x 16, take
-# some gigabytes in a model; an image may only have more if the size, and not its aspect ratio, is the reason.
-MAX_PIXELS = 2**24
+# `size={"shortest_edge": n}` leaves the other edge to the aspect ratio. So many pixels, 16384 patches of 8 x 8, take
+# seconds and some hundred megabytes in a small model, both of which grow with the square; a long and narrow image may
+# only have more where one of this aspect ratio has.
+MAX_PIXELS = 2**20
 MAX_ASPECT_RATIO = 16
 
 
@@ -191,8 +192,8 @@ def check_values(values: "Pixels", white: int, name: str, advice: str) -> None:
 
 def check_resized_size(size: tuple[int, int], shortest_edge: int, name: str) -> None:
     """
-    Refuses an image whose shape, rather than `shortest_edge`, makes it cost gigabytes once resized: 1 x 5000 pixels
-    become 64 x 320000 at a shortest edge of 64.
+    Refuses an image whose shape, rather than `shortest_edge`, makes it cost gigabytes once resized: 1 x 900 pixels
+    become 64 x 57600 at a shortest edge of 64.
 
     Args:
         size (`tuple[int, int]`): height and width of the image, in pixels.
@@ -200,12 +201,13 @@ def check_resized_size(size: tuple[int, int], shortest_edge: int, name: str) -> 
         name (`str`): what the message calls the image.
 
     Raises:
-        `ValueError`: an image that is over 16 times as long as wide and would have over 2**24 pixels.
+        `ValueError`: an image that would have over 2**20 pixels, and be over 16 times as long as wide.
     """
     short, long = sorted(size)
-    if long > MAX_ASPECT_RATIO * short and shortest_edge**2 * long > MAX_PIXELS * short:
+    limit = max(MAX_PIXELS, MAX_ASPECT_RATIO * shortest_edge**2)
+    if shortest_edge**2 * long > limit * short:
         raise ValueError(
-            f"{name} must have at most {MAX_PIXELS} pixels once resized, as it is over {MAX_ASPECT_RATIO} times as "
-            f"long as wide, got {size[0]} x {size[1]} pixels, of which a shortest edge of {shortest_edge} makes "
-            f"{shortest_edge} x {shortest_edge * long // short}. Cut it into pieces, or choose a smaller size."
+            f"{name} must have at most {limit} pixels once resized to a shortest edge of {shortest_edge}, got "
+            f"{size[0]} x {size[1]} pixels, of which it makes {shortest_edge} x {shortest_edge * long // short}: cut "
+            "this long and narrow image into pieces, or choose a smaller size."
         )

@@ -98,8 +98,8 @@ def find_images(folder: str | Path) -> dict[str, Path]:
     images, problems = find_pictures(folder, IMAGE_SUFFIXES, leave_out=lambda path: read_stamp(path) is not None)
     if problems:
         raise ValueError(
-            f"Every image in {printable(folder)} must be a file with a name of its own, for its results: {'; '.join(problems)}. "
-            "Rename or remove these."
+            f"Every image in {printable(folder)} must be a file with a name of its own, for its results: "
+            f"{'; '.join(problems)}. Rename or remove these."
         )
     if not images:
         raise ValueError(

@@ -307,7 +307,7 @@ def test_one_image_that_cannot_be_segmented_takes_no_other_with_it(monkeypatch, 
 
 
 def test_images_that_would_cost_gigabytes_are_reported(monkeypatch, capsys, options):
-    Image.new("RGB", (5000, 1)).save(options["images"] / "long.png")
+    Image.new("RGB", (900, 1)).save(options["images"] / "long.png")
     assert run_main(monkeypatch, "predict.py", **options) == 1
     output = capsys.readouterr()
     assert "5 images were segmented" in output.out
