@@ -138,6 +138,15 @@ def test_a_byte_order_mark_is_no_part_of_a_listed_name(pascal_context):
     assert load_segmentation_data("pascal_context", pascal_context).train["name"][:] == ["2008_000002"]
 
 
+def test_a_listing_that_is_no_file_is_refused(pascal_context):
+    """Else its split would be left out without a word."""
+    listing = pascal_context / "VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt"
+    listing.unlink()
+    listing.symlink_to("absent.txt")
+    with pytest.raises(DataError, match=r"val\.txt must be a text file, got a folder, .* leads nowhere"):
+        load_segmentation_data("pascal_context", pascal_context)
+
+
 @pytest.mark.parametrize("name", ["ade20k", "cityscapes", "pascal_context"])
 def test_bombs_are_named(name, request, monkeypatch):
     root = request.getfixturevalue(name)

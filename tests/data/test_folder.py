@@ -140,6 +140,29 @@ def test_a_bad_list_of_classes_is_refused(folder, text, message):
         load_folder(folder)
 
 
+@pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x85", "\f", "\v", "\x1c", "\x1b"])
+def test_control_characters_in_names_are_refused(folder, char):
+    """Most of them end lines for Python, so that all names after them would move to the next id."""
+    (folder / "classes.txt").write_text(f"sky\nro{char}ad\ngreen car\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"classes\.txt.* must hold no control characters .* got 'ro\\.*ad': remove"):
+        load_folder(folder, ignore_index=7)
+
+
+def test_names_in_any_script_and_line_ends_of_windows_are_read(folder):
+    names = ("\u0645\u06cc\u200c\u0634\u0648\u062f", "\u7a7a\u3000\u5730", "green\tcar")
+    (folder / "classes.txt").write_bytes("\r\n".join(names).encode())
+    assert load_folder(folder, ignore_index=7).classes == names
+
+
+def test_a_list_of_classes_that_is_no_file_is_refused(folder):
+    path = folder / "classes.txt"
+    for make in (lambda: path.symlink_to(folder / "absent"), path.mkdir):
+        path.unlink()
+        make()
+        with pytest.raises(DataError, match=r"classes\.txt must be a text file, got a folder, .* leads nowhere"):
+            load_folder(folder, ignore_index=7)
+
+
 def test_a_byte_order_mark_is_no_part_of_a_name(folder):
     (folder / "classes.txt").write_text("sky\nroad\ngreen car\n", encoding="utf-8-sig")
     assert load_folder(folder, ignore_index=7).classes == ("sky", "road", "green car")

@@ -13,6 +13,7 @@
 # limitations under the License.
 """What every data set reader of this package returns, and how stored label ids become class ids."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +163,8 @@ def check_ignore_index(ignore_index: int) -> None:
 
 def check_classes(classes: Sequence[str], place: str) -> None:
     """
-    Refuses names of classes that are none, too many, blank, or given twice, however many blanks are in them.
+    Refuses names of classes that are none, too many, blank, given twice, however many blanks are in them, or that hold
+    control characters or the ends of lines or paragraphs.
 
     Args:
         classes: name of every class, in the order of their ids.
@@ -178,6 +180,11 @@ def check_classes(classes: Sequence[str], place: str) -> None:
             f"{place} must name every class once, got {len(names)} names, blank ones at {blank or 'none'}, repeated "
             f"ones {twice or 'none'}: give one name for each id, in their order."
         )
+    if strange := [name for name in classes if any(map(_is_control, name))]:
+        raise DataError(
+            f"{place} must hold no control characters or ends of lines, got {', '.join(map(repr, strange))}: remove "
+            "these characters."
+        )
     if len(names) > MAX_CLASSES:
         raise DataError(
             f"{place} must name at most {MAX_CLASSES} classes, got {len(names)}: label files are 8-bit, and 255 is "
@@ -185,8 +192,18 @@ def check_classes(classes: Sequence[str], place: str) -> None:
         )
 
 
+def _is_control(char: str) -> bool:
+    # Ends of lines and paragraphs have categories of their own; tabs are blanks like others.
+    return char != "\t" and unicodedata.category(char) in ("Cc", "Zl", "Zp")
+
+
 def read_text(path: Path) -> str:
     """The text of a small UTF-8 file; editors of Windows mark these at their start (BOM), which is no text."""
+    if not path.is_file():
+        raise DataError(
+            f"{printable(path)} must be a text file, got a folder, a special file or a link that leads nowhere: "
+            "correct or remove it."
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

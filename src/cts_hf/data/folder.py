@@ -13,6 +13,7 @@
 # limitations under the License.
 """Any folder `images/<split>` and `labels/<split>`."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -107,9 +108,11 @@ def _find_pairs(root: Path) -> tuple[dict[str, list[Pair]], list[str]]:
 
 
 def _read_classes(path: Path) -> tuple[str, ...] | None:
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    classes = tuple(line.strip() for line in read_text(path).rstrip().splitlines())
+    text = read_text(path).rstrip()
+    # At newlines alone: `splitlines` makes two classes of a name with any other character that ends lines.
+    classes = tuple(line.strip() for line in text.split("\n")) if text else ()
     check_classes(classes, f"{path}, one class name a line,")
     return classes
 

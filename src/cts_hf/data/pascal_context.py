@@ -13,6 +13,7 @@
 # limitations under the License.
 """Pascal Context, 59 classes and background (Mottaghi et al., CVPR 2014)."""
 
+import os
 from pathlib import Path
 
 from cts_hf.data.ade20k import ADE20K_PALETTE
@@ -56,7 +57,7 @@ def load_pascal_context(data_dir: str | Path) -> SegmentationData:
     sources = {}
     for split in ("train", "val"):
         listing = root / "ImageSets/SegmentationContext" / f"{split}.txt"
-        names = read_text(listing).split() if listing.exists() else []
+        names = read_text(listing).split() if os.path.lexists(listing) else []
         sources[split] = Source(
             images=_listed(root / "JPEGImages", names, ".jpg"),
             labels=_listed(root / "SegmentationClassContext", names, ".png"),
