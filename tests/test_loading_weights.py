@@ -1,6 +1,7 @@
 """What is refused when a model is opened, whichever script opens it."""
 
 import json
+import re
 from functools import partial
 
 import huggingface_hub
@@ -12,7 +13,7 @@ from transformers import ViTImageProcessor
 from cts_hf import CtsImageProcessor, CtsImageProcessorPil
 from cts_hf.benchmark import main as benchmark
 from cts_hf.checkpoint_conversion import convert_checkpoint, load_policy
-from cts_hf.loading import load_config, load_policy_folder, load_processor, load_segmenter
+from cts_hf.loading import check_model_folder, load_config, load_policy_folder, load_processor, load_segmenter
 from cts_hf.publishing import publish, upload_folder
 
 from .examples.scripts import run_main
@@ -169,6 +170,96 @@ def test_damaged_weights_are_said_so(tmp_path, size):
     weights = write_model(tmp_path) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:size])
     with pytest.raises(ValueError, match=r"weights in .* cannot be read .* damaged or incomplete"):
+        load_segmenter(tmp_path)
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"id2label": ["sky"]}, "AttributeError: 'list' object has no attribute 'items'"),
+        ({"dtype": "os.system"}, "AttributeError: module 'torch' has no attribute 'os.system'"),
+        ({"num_hidden_layers": -1}, "ValueError: `num_hidden_layers` must be at least 1, got -1."),
+        ({"hidden_size": "a"}, "Field 'hidden_size' expected int, got str"),
+        ({"auto_map": 3}, "TypeError: "),
+        ([], "TypeError: it must be a JSON mapping, got a list"),
+        (3, "TypeError: "),
+    ],
+)
+def test_configurations_that_are_none_are_named(tmp_path, changes, reason):
+    path = write_model(tmp_path) / "config.json"
+    edit_json(path, **changes) if isinstance(changes, dict) else path.write_text(json.dumps(changes))
+    message = rf"config\.json in {re.escape(str(tmp_path))} cannot be read \(.*{re.escape(reason)}.*\)\. Correct it"
+    for load in (load_segmenter, load_config, load_processor, check_model_folder):
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ([], "TypeError: it must be a JSON mapping, got a list"),
+        ({"size": "big"}, "ValueError: Could not convert size"),
+        *(
+            (
+                {"size": {"shortest_edge": size}},
+                f"`size` must hold whole numbers of at least 1, got {size!r} as shortest",
+            )
+            for size in ("abc", 0, -1, 1.5, True)
+        ),
+        ({"rescale_factor": "x"}, "`rescale_factor` must be a number above 0, got 'x'"),
+        ({"resample": "x"}, "'x' is not a valid Resampling"),
+    ],
+)
+def test_image_processors_that_are_none_are_named(tmp_path, changes, reason):
+    path = write_model(tmp_path) / "preprocessor_config.json"
+    edit_json(path, **changes) if isinstance(changes, dict) else path.write_text(json.dumps(changes))
+    message = rf"preprocessor_config\.json in {re.escape(str(tmp_path))} cannot be read \(.*{re.escape(reason)}"
+    for load in (load_processor, check_model_folder):
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path)
+
+
+def test_sizes_that_are_not_used_are_not_looked_at(tmp_path):
+    write_model(tmp_path)
+    edit_json(tmp_path / "preprocessor_config.json", do_resize=False, size=None, do_rescale=False, rescale_factor=None)
+    assert not load_processor(tmp_path).do_resize
+
+
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        ({}, "its `weight_map` must be a JSON mapping, got a NoneType"),
+        ([], "it must be a JSON mapping, got a list"),
+        ({"weight_map": {"a": "b"}}, "its `metadata` must be a JSON mapping, got a NoneType"),
+        ({"weight_map": {"a": 3}, "metadata": {}}, "TypeError: "),
+        (
+            {"weight_map": {"a": "../b.safetensors"}, "metadata": {}},
+            "it must name files in this folder, got '../b.saf",
+        ),
+        ({"weight_map": {"a": "/b.safetensors"}, "metadata": {}}, "it must name files in this folder, got '/b"),
+    ],
+)
+def test_an_index_of_shards_that_is_none_is_named(tmp_path, index, reason):
+    (write_model(tmp_path) / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=rf"model\.safetensors\.index\.json in .* cannot be read \(.*{reason}"):
+        load_segmenter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"x" * 500, b"PK\x03\x04" + b"0" * 99, [1, 2], {0: torch.ones(2)}],
+    ids=["text", "zip", "list", "key"],
+)
+def test_pickled_weights_that_are_none_are_named(tmp_path, content):
+    (write_model(tmp_path) / "model.safetensors").unlink()
+    path = tmp_path / "pytorch_model.bin"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"weights in {re.escape(str(tmp_path))} cannot be read .* damaged or"):
         load_segmenter(tmp_path)
 
 

@@ -16,15 +16,20 @@ Models and image processors from their folders. What `from_pretrained` only warn
 missing would be random ones, and weights that are not finite make every prediction meaningless.
 """
 
+import json
+import math
 import pickle
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers.image_utils import PILImageResampling
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME, logging
 
 from .configuration_cts import CtsConfig, CtsPolicyConfig
 from .image_processing_cts import CtsImageProcessor
@@ -46,6 +51,18 @@ _OWN_PROCESSORS = (CtsImageProcessor.__name__, CtsImageProcessorPil.__name__)
 # Options of `from_pretrained` that say where a repository is.
 _PLACE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _POLICY_PREFIX = "cts.policy."
+# What transformers and PyTorch raise on a file whose content has another form than they expect.
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    StrictDataclassError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 
 
 def load_segmenter(source: str | Path, *, ignore: tuple[str, ...] = (), **options: Any) -> CtsForSemanticSegmentation:
@@ -66,7 +83,7 @@ def load_segmenter(source: str | Path, *, ignore: tuple[str, ...] = (), **option
         ValueError: If it holds something else than a segmentation model, such as a policy, or if weights are missing,
             left over, misshaped, unreadable or not finite; it names them.
     """
-    _require_type(source, CtsConfig.model_type, options)
+    _load_config(CtsConfig, source, options)
     model = _load_complete(CtsForSemanticSegmentation, source, ignore, **options)
     _complete_normalization(model.config, source, options)
     return model
@@ -82,7 +99,7 @@ def load_policy_folder(source: str | Path) -> CtsPolicyModel:
     Raises:
         FileNotFoundError, ValueError: As [`load_segmenter`], for instance for a whole segmentation model.
     """
-    _require_type(source, CtsPolicyConfig.model_type)
+    _load_config(CtsPolicyConfig, source)
     return _load_complete(CtsPolicyModel, source)
 
 
@@ -97,8 +114,7 @@ def load_config(source: str | Path) -> CtsConfig:
         FileNotFoundError: If there is no such folder or repository, or it lacks a configuration.
         ValueError: If the configuration is that of something else, such as a policy.
     """
-    _require_type(source, CtsConfig.model_type)
-    config = CtsConfig.from_pretrained(source)
+    config = _load_config(CtsConfig, source)
     _complete_normalization(config, source)
     return config
 
@@ -112,8 +128,8 @@ def load_processor(source: str | Path) -> CtsImageProcessor:
 
     Raises:
         FileNotFoundError: If there is no such folder or repository, or it lacks an image processor or a configuration.
-        ValueError: If its image processor cannot be read, is that of another model, or normalizes images with other
-            numbers than the configuration records.
+        ValueError: If its image processor cannot be read, is that of another model, has options that are no numbers,
+            or normalizes images with other numbers than the configuration records.
     """
     folder = Path(source)
     _require_folder_or_id(source)
@@ -123,19 +139,22 @@ def load_processor(source: str | Path) -> CtsImageProcessor:
             f"model was trained with there, such as `CtsImageProcessor(size={{'shortest_edge': 512}})"
             f".save_pretrained({str(source)!r})`."
         )
-    try:
+    with _reading(source, PROCESSOR_FILE):
         options, _ = CtsImageProcessor.get_image_processor_dict(source)
-    except (OSError, ValueError) as error:
-        raise _not_found(source, PROCESSOR_FILE, error) from error
+        _require_mapping(options)
     kind = options.get("image_processor_type", _OWN_PROCESSORS[0])
     if kind not in _OWN_PROCESSORS:
         raise ValueError(
             f"The image processor in {source} must be a {_OWN_PROCESSORS[0]}, got a {kind}: save the one that the "
             "model was trained with there."
         )
-    processor = CtsImageProcessor.from_pretrained(source)
+    with _reading(source, PROCESSOR_FILE):
+        processor = CtsImageProcessor.from_pretrained(source)
+        _check_numbers(processor)
     if _records_normalization(_read_config(source)):
-        check_normalization(AutoConfig.from_pretrained(source), processor)
+        with _reading(source, "config.json"):
+            config = AutoConfig.from_pretrained(source)
+        check_normalization(config, processor)
     return processor
 
 
@@ -150,7 +169,7 @@ def check_model_folder(folder: str | Path) -> None:
     if config.get("model_type") == CtsPolicyConfig.model_type:
         load_policy_folder(folder)
     elif config.get("architectures") == [CtsModel.__name__]:
-        _require_type(folder, CtsConfig.model_type)
+        _load_config(CtsConfig, folder)
         _load_complete(CtsModel, folder)
     else:
         load_segmenter(folder)
@@ -207,10 +226,9 @@ def _complete_normalization(config: CtsConfig, source: str | Path, options: Mapp
     options = options or {}
     if _records_normalization({**_read_config(source, options), **options}):
         return
-    place = {name: value for name, value in options.items() if name in _PLACE}
     try:
-        processor = CtsImageProcessor.from_pretrained(source, **place)
-    except (OSError, ValueError):
+        processor = CtsImageProcessor.from_pretrained(source, **_place(options))
+    except (OSError, *_MALFORMED):
         return  # `load_processor` says what is wrong with it
     normalization = processor_normalization(processor, config.num_channels)
     if normalization != (config.image_mean, config.image_std):
@@ -227,6 +245,7 @@ def _records_normalization(config: Mapping[str, Any]) -> bool:
 
 
 def _load_complete(kind: type[Model], source: str | Path, ignore: tuple[str, ...] = (), **options: Any) -> Model:
+    _check_shards(Path(source) / options.get("subfolder", ""))
     try:
         model, info = kind.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except OSError as error:
@@ -234,10 +253,10 @@ def _load_complete(kind: type[Model], source: str | Path, ignore: tuple[str, ...
             f"{source} must hold the weights of a model beside its config.json: {first_line(error)} Save the model "
             "there again, weights and config.json together."
         ) from error
-    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+    except _MALFORMED as error:
         raise ValueError(
-            f"The weights in {source} cannot be read ({first_line(error)}): the file is damaged or incomplete. Copy "
-            "or download it again."
+            f"The weights in {source} cannot be read as its config.json says ({first_line(error)}): one of these "
+            "files is damaged or incomplete. Copy or download them again."
         ) from error
     if problems := loading_problems(info, ignore):
         raise ValueError(
@@ -248,11 +267,41 @@ def _load_complete(kind: type[Model], source: str | Path, ignore: tuple[str, ...
     return model
 
 
-def _require_type(source: str | Path, expected: str, options: Mapping[str, Any] | None = None) -> None:
-    """Refuses a folder or repository whose configuration is not of this model type."""
-    found = _read_config(source, options).get("model_type")
+def _check_shards(folder: Path) -> None:
+    """Refuses an index of weights, if there is one, that is none or names files outside of the folder."""
+    for path in (folder / SAFE_WEIGHTS_INDEX_NAME, folder / WEIGHTS_INDEX_NAME):
+        if not path.is_file():
+            continue
+        with _reading(folder, path.name):
+            index = json.loads(path.read_text(encoding="utf-8"))
+            _require_mapping(index)
+            for name in ("weight_map", "metadata"):
+                _require_mapping(index.get(name), f"its `{name}`")
+            for shard in index["weight_map"].values():
+                if PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts:
+                    raise ValueError(f"it must name files in this folder, got {shard!r}")
+
+
+def _check_numbers(processor: CtsImageProcessor) -> None:
+    """Refuses options that an image processor only fails on when it prepares an image."""
+    if processor.do_resize:
+        for name, value in dict(processor.size).items():
+            if value is not None and not (type(value) is int and value > 0):
+                raise ValueError(f"`size` must hold whole numbers of at least 1, got {value!r} as {name}")
+        PILImageResampling(processor.resample)
+    factor = processor.rescale_factor
+    if processor.do_rescale and not (type(factor) in (int, float) and math.isfinite(factor) and factor > 0):
+        raise ValueError(f"`rescale_factor` must be a number above 0, got {factor!r}")
+
+
+def _load_config(
+    kind: type[CtsConfig] | type[CtsPolicyConfig], source: str | Path, options: Mapping[str, Any] | None = None
+) -> CtsConfig | CtsPolicyConfig:
+    """The configuration in a folder or repository; refuses one of another model type."""
+    found, expected = _read_config(source, options).get("model_type"), kind.model_type
     if found == expected:
-        return
+        with _reading(source, "config.json"):
+            return kind.from_pretrained(source, **_place(options))
     if (found, expected) == (CtsConfig.model_type, CtsPolicyConfig.model_type):
         raise ValueError(
             f"{source} holds a whole segmentation model, not a policy. Give the folder of its policy "
@@ -272,7 +321,7 @@ def _require_type(source: str | Path, expected: str, options: Mapping[str, Any] 
 
 
 def _read_config(source: str | Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    place = {name: value for name, value in (options or {}).items() if name in _PLACE}
+    place = _place(options)
     _require_folder_or_id(source)
     folder = Path(source)
     if folder.is_dir() and not (folder / place.get("subfolder", "") / "config.json").is_file():
@@ -280,11 +329,19 @@ def _read_config(source: str | Path, options: Mapping[str, Any] | None = None) -
             f"{source} has no config.json: it must be the folder of a model, as training, conversion or "
             "`save_pretrained` write it. Checkpoints of others are converted by examples/convert_checkpoint.py."
         )
-    try:
+    with _reading(source, "config.json"):
         config, _ = PreTrainedConfig.get_config_dict(source, **place)
-    except (OSError, ValueError) as error:
-        raise _not_found(source, "config.json", error) from error
+        _require_mapping(config)
     return config
+
+
+def _place(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (options or {}).items() if name in _PLACE}
+
+
+def _require_mapping(value: Any, name: str = "it") -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a JSON mapping, got a {type(value).__name__}")
 
 
 def _require_folder_or_id(source: str | Path) -> None:
@@ -297,13 +354,21 @@ def _require_folder_or_id(source: str | Path) -> None:
         )
 
 
-def _not_found(source: str | Path, name: str, error: Exception) -> Exception:
-    if Path(source).is_dir():
-        return ValueError(f"{name} in {source} cannot be read ({first_line(error)}). Save it again.")
-    return FileNotFoundError(
-        f"{source} must be the folder of a model, or the id of a repository ('owner/name') on the Hub with a {name}, "
-        f"got neither: {first_line(error)}"
-    )
+@contextmanager
+def _reading(source: str | Path, name: str) -> Iterator[None]:
+    """Names the file and where it lies in the error of whoever reads it."""
+    try:
+        yield
+    except _MALFORMED as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{name} in {source} cannot be read ({reason}). Correct it or save it again.") from error
+    except OSError as error:
+        if Path(source).is_dir():
+            raise ValueError(f"{name} in {source} cannot be read ({first_line(error)}). Save it again.") from error
+        raise FileNotFoundError(
+            f"{source} must be the folder of a model, or the id of a repository ('owner/name') on the Hub with a "
+            f"{name}, got neither: {first_line(error)}"
+        ) from error
 
 
 def _describe(model_type: str) -> str:
