@@ -36,7 +36,8 @@ from .modeling_cts import CtsForSemanticSegmentation
 from .modeling_cts_policy import CtsPolicyModel
 from .normalization import HALF, IMAGENET, Normalization, check_normalization, choose_normalization
 from .token_sharing import num_shared_superpatches
-from .weight_files import read_checkpoint, read_variant, read_weights, unwrap
+from .weight_files import read_checkpoint, read_variant, read_weights, weights_of
+from .weight_names import require_weight
 
 
 BENCHMARK_CLASSES = {
@@ -91,7 +92,7 @@ def convert_checkpoint(
             number.
     """
     checkpoint = read_checkpoint(source)
-    state_dict = _strip_module(unwrap(checkpoint))
+    state_dict = _strip_module(weights_of(checkpoint, source))
     kind = _recognize(state_dict, source)
     variant = read_variant(source) if kind == "segmenter" and Path(source).exists() else {}
     names = class_names or _class_names(variant, checkpoint, state_dict)
@@ -289,7 +290,7 @@ def _choose_normalization(
 ) -> dict[str, list[float]]:
     """`image_mean` and `image_std`: those of `options`, else what is known of the weights, else 0.5."""
     first_weight = next(name for name in _TELLING_WEIGHTS if _TELLING_WEIGHTS[name] == kind and name in state_dict)
-    num_channels = state_dict[first_weight].shape[1]
+    num_channels = require_weight(state_dict, first_weight, num_dims=4).shape[1]
     default = Normalization([0.5] * num_channels, [0.5] * num_channels)
     told = (options.get("image_mean"), options.get("image_std"))
     return choose_normalization(source, state_dict, *told, default)._asdict()

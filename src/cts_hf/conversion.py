@@ -199,7 +199,7 @@ def convert_policy(
         output_stride=output_stride,
         batch_norm_eps=batch_norm_eps,
         tf_padding=tf_padding,
-        num_channels=require_weight(state_dict, "backbone.conv_stem.weight").shape[1],
+        num_channels=require_weight(state_dict, "backbone.conv_stem.weight", num_dims=4).shape[1],
         image_mean=image_mean,
         image_std=image_std,
     )
@@ -301,7 +301,8 @@ def load_vit_weights(
     has_distillation_token = distillation in state_dict
     if not model.config.use_distillation_token:
         state_dict.pop(distillation, None)
-    state_dict[positions] = _resize_positions(require_weight(state_dict, positions), has_distillation_token, model)
+    trained = require_weight(state_dict, positions, num_dims=3)
+    state_dict[positions] = _resize_positions(trained, has_distillation_token, model)
 
     names = [name for name in model.state_dict() if not name.startswith("policy.")]
     sources = {name: name for name in names}
@@ -328,20 +329,19 @@ def _read_shapes(
     state_dict: Mapping[str, torch.Tensor], image_size: int | tuple[int, int] | None, patch_size: int | None
 ) -> dict[str, Any]:
     """The options of [`CtsConfig`] that the shapes of a Segmenter's weights tell."""
-    _, num_channels, kernel_size, _ = require_weight(state_dict, "encoder.patch_embed.proj.weight").shape
+    _, num_channels, kernel_size, _ = require_weight(state_dict, "encoder.patch_embed.proj.weight", num_dims=4).shape
     if patch_size not in (None, kernel_size):
         raise ValueError(f"The weights are for patch_size={kernel_size}, got patch_size={patch_size}.")
-    intermediate_size, hidden_size = require_weight(state_dict, "encoder.blocks.0.mlp.fc1.weight").shape
+    intermediate_size, hidden_size = require_weight(state_dict, "encoder.blocks.0.mlp.fc1.weight", num_dims=2).shape
     is_linear = "decoder.head.weight" in state_dict
-    num_labels = require_weight(state_dict, "decoder.head.weight" if is_linear else "decoder.mask_norm.weight").shape[
-        0
-    ]
+    classifier, num_dims = ("decoder.head.weight", 2) if is_linear else ("decoder.mask_norm.weight", 1)
+    num_labels = len(require_weight(state_dict, classifier, num_dims))
     policy_config = None
     if use_policy := any(name.startswith("policy_net.") for name in state_dict):
         policy_config = {"output_stride": trunk_output_stride(state_dict, "policy_net.backbone.")}
     use_distillation_token = "encoder.dist_token" in state_dict
     if image_size is None:
-        num_patches = require_weight(state_dict, "encoder.pos_embed").shape[1] - 1 - use_distillation_token
+        num_patches = require_weight(state_dict, "encoder.pos_embed", num_dims=3).shape[1] - 1 - use_distillation_token
         image_size = _square_size(num_patches, kernel_size)
     return {
         "image_size": image_size,

@@ -49,22 +49,35 @@ def read_weights(source: str | Path) -> dict[str, torch.Tensor]:
         FileNotFoundError: If a path does not exist or a folder holds no weights.
         ValueError: If a file holds no weights, or is no file of weights.
     """
-    checkpoint = read_checkpoint(_find_lite0_package() if str(source) == _LITE0_PACKAGE else source)
-    state_dict = unwrap(checkpoint)
-    if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise ValueError(
-            f"{source} holds no weights: expected a dictionary of tensors, possibly under 'state_dict' or 'model', "
-            f"got the entries {', '.join(map(str, list(checkpoint)[:5])) or '(none)'}."
-        )
-    return state_dict
+    return weights_of(read_checkpoint(_find_lite0_package() if str(source) == _LITE0_PACKAGE else source), source)
 
 
-def unwrap(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The weights in what a training loop saved, such as mmengine's `{"state_dict": ..., "meta": ...}`."""
+def weights_of(checkpoint: dict[Any, Any], source: str | Path) -> dict[str, torch.Tensor]:
+    """
+    The weights in what a training loop saved, such as mmengine's `{"state_dict": ..., "meta": ...}`.
+
+    Args:
+        checkpoint (`dict`): What [`read_checkpoint`] gives.
+        source (`str` or `Path`): Where it comes from, for the message.
+
+    Raises:
+        ValueError: If these are no tensors by name.
+    """
+    weights = checkpoint
     for wrapper in _WRAPPERS:
-        if isinstance(checkpoint.get(wrapper), dict):
-            checkpoint = checkpoint[wrapper]
-    return checkpoint
+        if isinstance(weights.get(wrapper), dict):
+            weights = weights[wrapper]
+    strange = [
+        f"{name!r}: a {type(value).__name__}"
+        for name, value in weights.items()
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor))
+    ]
+    if not weights or strange:
+        raise ValueError(
+            f"{source} holds no weights: expected a dictionary of tensors by name, possibly under 'state_dict' or "
+            f"'model', got the entries {', '.join(strange[:5]) or '(none)'}."
+        )
+    return weights
 
 
 def read_checkpoint(source: str | Path) -> dict[str, Any]:
@@ -90,7 +103,7 @@ def read_checkpoint(source: str | Path) -> dict[str, Any]:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (SafetensorError, BadZipFile, ValueError, TypeError, OSError, EOFError) as error:
+    except (SafetensorError, BadZipFile, ValueError, TypeError, OSError, EOFError, MemoryError) as error:
         raise ValueError(
             f"{path} must be a file of weights, got one that cannot be read ({first_line(error)}): copy or download "
             "it again."
@@ -282,5 +295,5 @@ __all__ = [
     "read_description",
     "read_variant",
     "read_weights",
-    "unwrap",
+    "weights_of",
 ]

@@ -114,12 +114,12 @@ def original_name(name: str) -> str:
 
 
 def from_original(name: str, source: str, value: torch.Tensor) -> torch.Tensor:
-    """Our weight `name` from the original's weight `source`, in our shape."""
+    """Our weight `name` from the original's weight `source`, in our shape; as it is if its shape is not such a one."""
     if ".qkv." in source:
-        return value.chunk(3)[_qkv_index(name)]
-    if name.endswith("patch_embeddings.projection.weight"):
+        return value.chunk(3)[_qkv_index(name)] if value.ndim and len(value) % 3 == 0 else value
+    if name.endswith("patch_embeddings.projection.weight") and value.ndim > 1:
         return value.flatten(1)  # a convolution whose stride is its kernel is a linear layer
-    if source.endswith((".proj_patch", ".proj_classes")):
+    if source.endswith((".proj_patch", ".proj_classes")) and value.ndim == 2:
         return value.T  # the original multiplies from the left
     return value
 
@@ -158,9 +158,9 @@ def rename_mmsegmentation(state_dict: Mapping[str, torch.Tensor]) -> dict[str, t
     renamed = {}
     for name, value in state_dict.items():
         source = _rename(name, _MMSEGMENTATION_NAMES)
-        if source.endswith((".proj_patch", ".proj_classes")):
+        if source.endswith((".proj_patch", ".proj_classes")) and value.ndim == 2:
             value = value.T
-        elif source == "decoder.head.weight":
+        elif source == "decoder.head.weight" and value.ndim == 4:
             value = value.flatten(1)  # a 1 x 1 convolution
         renamed[source] = value
     return renamed
@@ -171,12 +171,12 @@ def rename_augreg(arrays: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     renamed = {}
     for source, value in arrays.items():
         name = _rename(source, _AUGREG_NAMES)
-        if re.search(r"/(query|key|value)/", source):
+        if re.search(r"/(query|key|value)/", source) and value.ndim > 1:
             # Kernels are (hidden_size, heads, head_size), biases (heads, head_size).
             value = value.flatten(-2)
-        elif source.endswith("/out/kernel"):
+        elif source.endswith("/out/kernel") and value.ndim > 1:
             value = value.flatten(0, 1)  # (heads, head_size, hidden_size)
-        if name == "patch_embed.proj.weight":
+        if name == "patch_embed.proj.weight" and value.ndim == 4:
             value = value.permute(3, 2, 0, 1)  # (height, width, channels, hidden_size)
         elif name.endswith(".weight") and value.ndim == 2:
             value = value.T  # JAX multiplies from the right
@@ -190,8 +190,9 @@ def _merge_attention(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.
     for name in state_dict:
         if ".attn.query." in name:
             parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-            if all(part in state_dict for part in parts):
-                merged[name.replace(".query.", ".qkv.")] = torch.cat([state_dict[part] for part in parts])
+            values = [state_dict[part] for part in parts if part in state_dict]
+            if len(values) == 3 and len({value.shape for value in values}) == 1 and values[0].ndim:
+                merged[name.replace(".query.", ".qkv.")] = torch.cat(values)
     return merged
 
 
@@ -201,8 +202,10 @@ def rename_lite0_package(state_dict: Mapping[str, torch.Tensor]) -> dict[str, to
     renamed = {}
     for name, value in state_dict.items():
         if match := re.match(r"_blocks\.(\d+)\.(\w+)\.(\w+)$", name):
-            stage, block = stages[int(match[1])]
-            name = f"blocks.{stage}.{block}.{_LITE0_NAMES[stage > 0][match[2]]}.{match[3]}"
+            # What there is not in this network keeps its name, and is listed as left over.
+            if int(match[1]) < len(stages):
+                stage, block = stages[int(match[1])]
+                name = f"blocks.{stage}.{block}.{_LITE0_NAMES[stage > 0].get(match[2], match[2])}.{match[3]}"
         elif name.startswith(("_conv_stem.", "_bn0.")):
             name = name.replace("_conv_stem.", "conv_stem.").replace("_bn0.", "bn1.")
         else:
@@ -217,14 +220,20 @@ def _rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
     return name
 
 
-def require_weight(state_dict: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-    """The weight of that name, or an error that shows which names there are."""
+def require_weight(state_dict: Mapping[str, torch.Tensor], name: str, num_dims: int) -> torch.Tensor:
+    """The weight of that name, or an error that shows which names there are, or that it has other dimensions."""
     if name not in state_dict:
         raise ValueError(
             f"These are not the weights of the expected model: {name!r} is missing among {len(state_dict)} tensors "
             f"({', '.join(sorted(state_dict)[:5])}, ...). Pass the state dict itself, under its original names."
         )
-    return state_dict[name]
+    value = state_dict[name]
+    if value.ndim != num_dims:
+        raise ValueError(
+            f"The weight {name!r} must have {num_dims} dimensions, got the shape {tuple(value.shape)}: these are the "
+            "weights of another model."
+        )
+    return value
 
 
 def list_problems(missing: Iterable[str], unexpected: Iterable[str], misshaped: Iterable[str]) -> str:
