@@ -19,9 +19,9 @@ Segments all images of a folder.
 
 writes predictions/masks/NAME.png (the class id of every pixel), predictions/overlays/NAME.jpg and
 predictions/grids/NAME.png (which superpatches shared a token). Started again, it goes on where it stopped: what this
-model made with these options is not made again, unless the image has changed. Results of another model or budget are
-only replaced with --overwrite_output_dir, and files that are no results never are. Images that cannot be read or
-segmented are listed at the end, and the exit status is then 1.
+model made with these options is not made again, unless the image has changed or the result cannot be read. Results of
+another model or budget are only replaced with --overwrite_output_dir, and files that are no results, or were edited,
+never are. Images that cannot be read or segmented are listed at the end, and the exit status is then 1.
 
 A video is a folder of frames: `ffmpeg -i video.mp4 frames/%06d.jpg`.
 """
@@ -74,9 +74,10 @@ def main() -> int:
     arguments, options = parser.parse_args_into_dataclasses()
     outputs = arguments.outputs or [output for output in OUTPUTS if output != "grids" or options.is_single_pass]
     accelerator = Accelerator()
+    # Before the output folder is made, so that a wrong path leaves nothing behind.
+    images = find_images(arguments.images)
     # Locked before the model is opened, so that a second run stops at once.
     with OutputFolder(arguments.output_dir) if accelerator.is_main_process else nullcontext():
-        images = find_images(arguments.images)
         report = predict_files(
             load_segmenter(arguments.model).to(accelerator.device),
             load_processor(arguments.model),

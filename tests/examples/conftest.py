@@ -1,5 +1,11 @@
 import pytest
 import torch
+from PIL import ExifTags, Image
+
+from cts_hf import CtsImageProcessor
+from cts_hf.data import build_scenes
+
+from ..models import tiny_model
 
 
 @pytest.fixture
@@ -9,3 +15,26 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def prediction_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(num_labels=10).save_pretrained(folder)
+    CtsImageProcessor(size={"shortest_edge": 64}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def options(prediction_model, tmp_path):
+    """Of predict.py: five good images, two of another size and one of those in a folder below."""
+    images = tmp_path / "images"
+    (images / "below").mkdir(parents=True)
+    scenes = [row["image"] for row in build_scenes(5, image_size=64)]
+    scenes[1] = scenes[1].crop((0, 0, 64, 48)).convert("L")
+    sideways = Image.Exif()
+    sideways[ExifTags.Base.Orientation] = 6
+    for name, scene in zip(("a.png", "b.png", "c.png", "below/d.png"), scenes[:4], strict=True):
+        scene.save(images / name)
+    scenes[4].crop((0, 0, 64, 40)).save(images / "e.jpg", exif=sideways)
+    return {"model": prediction_model, "images": images, "output_dir": tmp_path / "out", "num_workers": 0}

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import Image
 
 from cts_hf import CtsImageProcessor
-from cts_hf.data import build_scenes
 from cts_hf.inference import InferenceOptions
 from cts_hf.output_folder import OutputFolder
 from cts_hf.prediction import find_images, predict_files
@@ -20,31 +19,6 @@ from .scripts import launch, run_main
 
 
 SUFFIXES = {"masks": ".png", "overlays": ".jpg", "grids": ".png"}
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model(num_labels=10).save_pretrained(folder)
-    CtsImageProcessor(size={"shortest_edge": 64}).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def options(model_folder, tmp_path):
-    """Five good images, two of another size and one of those in a folder below."""
-    images = tmp_path / "images"
-    (images / "below").mkdir(parents=True)
-    scenes = [row["image"] for row in build_scenes(5, image_size=64)]
-    scenes[1] = scenes[1].crop((0, 0, 64, 48)).convert("L")
-    sideways = Image.Exif()
-    sideways[ExifTags.Base.Orientation] = 6
-    for name, scene in zip(("a.png", "b.png", "c.png", "below/d.png"), scenes[:4], strict=True):
-        scene.save(images / name)
-    scenes[4].crop((0, 0, 64, 40)).save(images / "e.jpg", exif=sideways)
-    return {"model": model_folder, "images": images, "output_dir": tmp_path / "out", "num_workers": 0}
-
-
 NAMES = {"a": (64, 64), "b": (64, 48), "c": (64, 64), "below/d": (64, 64), "e": (40, 64)}
 
 
@@ -159,69 +133,6 @@ def test_files_of_others_are_never_replaced(monkeypatch, options, overwrite):
     (options["output_dir"] / "grids").write_text("mine")
     with pytest.raises(ValueError, match="holds grids, which the results would replace"):
         run_main(monkeypatch, "predict.py", **options, **overwrite, outputs="grids")
-
-
-def test_results_that_were_cut_are_made_again(monkeypatch, capsys, options):
-    out = options["output_dir"]
-    run_main(monkeypatch, "predict.py", **options)
-    whole = contents(out)
-    for name in ("masks/a.png", "overlays/b.jpg", "grids/below/d.png"):
-        (out / name).write_bytes(whole[name][: 2 * len(whole[name]) // 3])
-    capsys.readouterr()
-    run_main(monkeypatch, "predict.py", **options, outputs="masks")
-    assert "3 images were segmented, 2 had been already" in capsys.readouterr().out
-    assert contents(out) == whole
-
-
-@pytest.mark.parametrize("overwrite", [{}, {"overwrite_output_dir": True}], ids=["", "overwrite"])
-@pytest.mark.parametrize("name", ["masks/a.png", "overlays/a.jpg"])
-def test_results_that_were_edited_are_never_replaced(monkeypatch, options, name, overwrite):
-    """Pillow keeps the comment of a JPEG, and with it the stamp, as an editor may with that of a PNG."""
-    out = options["output_dir"]
-    run_main(monkeypatch, "predict.py", **options)
-    edited = Image.open(out / name).transpose(Image.Transpose.ROTATE_180)
-    edited.save(out / name, comment=edited.info.get("comment"), pnginfo=png_text(edited))
-    assert read_stamp(out / name)
-    before = contents(out)
-    for change in ({}, {"token_reduction": 0.6}):
-        with pytest.raises(ValueError, match=rf"holds {name}, which .* no results of this package, or were edited"):
-            run_main(monkeypatch, "predict.py", **options, **overwrite, **change)
-    Image.open(options["images"] / "a.png").transpose(Image.Transpose.ROTATE_180).save(options["images"] / "a.png")
-    with pytest.raises(ValueError, match="or were edited"):
-        run_main(monkeypatch, "predict.py", **options, **overwrite)
-    assert contents(out) == before
-
-
-def test_results_of_the_same_pixels_are_done(monkeypatch, capsys, options):
-    """As after an optimizer of PNG files, which may choose another mode for grey levels or few colours."""
-    out = options["output_dir"]
-    run_main(monkeypatch, "predict.py", **options)
-    mask = Image.open(out / "masks" / "a.png")
-    mask.convert("P").save(out / "masks" / "a.png", pnginfo=png_text(mask), optimize=True)
-    capsys.readouterr()
-    run_main(monkeypatch, "predict.py", **options)
-    assert "0 images were segmented, 5 had been already" in capsys.readouterr().out
-
-
-def png_text(picture):
-    metadata = PngImagePlugin.PngInfo()
-    for key, value in picture.info.items():
-        if isinstance(value, str):
-            metadata.add_text(key, value)
-    return metadata
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
-def test_pipes_named_like_images_or_results_are_refused(monkeypatch, options):
-    """To open one would wait for a writer, for ever."""
-    os.mkfifo(options["images"] / "pipe.png")
-    with pytest.raises(ValueError, match=r"pipe\.png: must be a file, not a pipe, socket or device"):
-        run_main(monkeypatch, "predict.py", **options)
-    (options["images"] / "pipe.png").unlink()
-    (options["output_dir"] / "masks").mkdir(parents=True)
-    os.mkfifo(options["output_dir"] / "masks" / "a.png")
-    with pytest.raises(ValueError, match=r"holds masks/a\.png, which the results would replace"):
-        run_main(monkeypatch, "predict.py", **options)
 
 
 def test_results_beside_images_of_their_name_are_no_images(monkeypatch, options):
@@ -399,6 +310,7 @@ def test_options_and_images_are_checked_before_the_model_is_opened(monkeypatch, 
     ):
         with pytest.raises(ValueError, match=message):
             run_main(monkeypatch, "predict.py", **{**options, "model": "absent", **change})
+    assert not options["output_dir"].exists()
 
 
 def test_names_that_differ_in_case_alone_are_refused_where_case_is_ignored(monkeypatch, options, tmp_path):
