@@ -313,7 +313,7 @@ LONG = "9" * 400
         (["--learning_rate", "1e38"], r"learning_rate is 1e\+38, it must be a finite number of at most 1000 in magn"),
         (["--policy_learning_rate", "1e38"], "policy_learning_rate is .* of at most 1000 in magn"),
         (["--policy_epochs", "1e308"], "policy_epochs is .*, it must be between 0 and 1000000"),
-        (["--scale_range", "1e9", "1e9"], "scale_range is .*, it must be between 0 and 100"),
+        (["--scale_range", "1e9", "1e9"], "scale_range is .*, it must be a finite number of at most 100 in magnitude"),
         (["--crop_size", "1000000"], "crop_size is 1000000, it must be between 1 and 100000"),
         (["--base_size", "512", LONG], "base_size is .*, it must be between 1 and 100000"),
         (["--eval_window", LONG], "eval_window is .*, it must be between 1 and 100000"),

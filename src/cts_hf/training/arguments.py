@@ -120,7 +120,7 @@ class DataArguments(DatasetArguments):
         refuse_outside(
             self,
             **dict.fromkeys(("crop_size", "base_size", "eval_window", "eval_stride"), _PIXELS),
-            scale_range=(0, 100),
+            scale_range=(-100, 100),  # that it is above 0 is for the transform to check
             num_workers=(0, _THREADS),
             max_eval_samples=_FROM_1,
         )
