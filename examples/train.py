@@ -54,6 +54,7 @@ from cts_hf.training import (
     build_policy,
     build_processor,
     build_segmenter,
+    check_hub_name,
     encoder_normalization,
     fit,
     is_finished,
@@ -76,6 +77,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     arguments = parse_recipe(types, argv, DEFAULT_RECIPE)
     data_args, model_args, policy_args, policy_source, args = arguments
     args.output_dir = args.output_dir or f"outputs/{data_args.name}"
+    check_hub_name(args)
     sources = {"model": model_args.model, "backbone_weights": model_args.backbone_weights}
     sources |= {"policy": policy_source.policy, "policy_weights": policy_args.policy_weights}
     refuse_own_sources(args.output_dir, sources)

@@ -35,6 +35,7 @@ from cts_hf.training import (
     build_accelerator,
     build_policy,
     build_processor,
+    check_hub_name,
     fit,
     lock_output,
     parse_recipe,
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments = parse_recipe(types, argv, DEFAULT_RECIPE)
     data_args, _, policy_args, args = arguments
     args.output_dir = args.output_dir or f"outputs/policy_{data_args.name}"
+    check_hub_name(args)
     refuse_own_sources(args.output_dir, {"policy_weights": policy_args.policy_weights})
     accelerator = build_accelerator(args, arguments)
     with lock_output(args.output_dir, accelerator):

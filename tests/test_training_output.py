@@ -392,5 +392,5 @@ def test_a_failed_upload_names_the_folder(scenes, tmp_path, monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr("cts_hf.training.saving.upload_folder", offline)
-    with pytest.raises(ValueError, match=rf"The model is in {tmp_path}, but .*no network.* push_to_hub.py --folder"):
+    with pytest.raises(ValueError, match=rf"The model is in {tmp_path}, but .*no network.*push_to_hub.py --folder"):
         train(scenes, tmp_path, "--push_to_hub", hub_model_id="street")

@@ -94,8 +94,8 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(monkeypatch, options, tm
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"token_reduction": ["0.3", "nan"]}, "`token_reduction` must be between 0 .* got nan"),
-        ({"token_reduction": "inf"}, "`token_reduction` must be between 0 .* got inf"),
+        ({"token_reduction": ["0.3", "nan"]}, "`token_reduction` must be a number between 0 .* got nan"),
+        ({"token_reduction": "inf"}, "`token_reduction` must be a number between 0 .* got inf"),
         ({"max_samples": 0}, "`max_samples` must be at least 1, got 0"),
         ({"num_workers": -1}, "`num_workers` must be at least 0, got -1"),
         ({"seed": -1}, "`seed` must be at least 0, got -1"),

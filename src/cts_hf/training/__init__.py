@@ -21,6 +21,7 @@ from cts_hf.training.arguments import (
     PolicyOptimizationArguments,
     PolicySourceArguments,
     SuperpatchArguments,
+    check_hub_name,
 )
 from cts_hf.training.checkpoints import CheckpointFolder
 from cts_hf.training.loop import build_accelerator, fit
@@ -59,6 +60,7 @@ __all__ = [
     "build_processor",
     "build_scheduler",
     "build_segmenter",
+    "check_hub_name",
     "encoder_normalization",
     "fit",
     "is_finished",
