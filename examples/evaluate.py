@@ -36,6 +36,7 @@ from transformers import HfArgumentParser
 
 from cts_hf import num_shared_superpatches
 from cts_hf.budget_sweep import budget_sweep, format_table, plot_sweep, to_json
+from cts_hf.command_line import print_text
 from cts_hf.data import DataError
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.evaluation import POLICIES
@@ -89,9 +90,13 @@ def main():
             folder.refuse_existing([RESULTS, PLOT], arguments.overwrite_output_dir)
         results, classes = evaluate(arguments, dataset_arguments, options, accelerator)
         if accelerator.is_main_process:
-            print_results(results, classes)
             settings = {**asdict(arguments), **asdict(dataset_arguments), **asdict(options)}
-            write(folder, results, classes, settings)
+            # Neither a full disk nor a reader of the output that has gone costs what the other one can still keep.
+            try:
+                write(folder, results, classes, settings)
+            finally:
+                print_results(results, classes)
+            print_text(f"Written to {folder.path}")
     accelerator.end_training()
 
 
@@ -131,10 +136,10 @@ def evaluate(
 
 
 def print_results(results: list[dict], classes: tuple[str, ...]) -> None:
-    print(format_table(results))
+    print_text(format_table(results))
     if len(results) == 1:
         for name, iou in zip(classes, results[0]["per_category_iou"], strict=True):
-            print(f"IoU of {name}: {100 * iou:.2f} %")
+            print_text(f"IoU of {name}: {100 * iou:.2f} %")
 
 
 def write(folder: OutputFolder, results: list[dict], classes: tuple[str, ...], settings: dict) -> None:
@@ -144,7 +149,6 @@ def write(folder: OutputFolder, results: list[dict], classes: tuple[str, ...], s
         (unfinished / RESULTS).write_text(text, encoding="utf-8")
     # A plot of an earlier run would be taken for one of these results.
     folder.delete(folder.written & {PLOT})
-    print(f"Written to {folder.path}")
     if len(results) > 1:
         with folder.writing() as unfinished:
             plot_sweep(results, unfinished / PLOT, Path(settings["model"]).name)

@@ -13,6 +13,7 @@ from cts_hf.benchmark import PRESETS, BenchmarkArguments, build_model, main, mea
 from cts_hf.benchmark_report import PARTS
 
 from .clock import Clock
+from .examples.scripts import ClosedPipe
 from .figures import saved_figures
 from .models import random_images, tiny_config, tiny_model
 
@@ -110,6 +111,27 @@ def test_sweep_writes_json_and_plot(checkpoint, tmp_path, capsys, monkeypatch):
     assert ends == pytest.approx(times)
     with Image.open(plot) as picture:
         picture.load()
+
+
+def test_a_report_that_cannot_be_printed_is_saved_and_one_that_cannot_be_saved_printed(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    command = ["--model", str(checkpoint), "--image_size", "64", "--rounds", "1", "--json", str(tmp_path / "r.json")]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", ClosedPipe())
+        with pytest.raises(BrokenPipeError):
+            main([*command, "--plot", str(tmp_path / "r.png")])
+    assert len(json.loads((tmp_path / "r.json").read_text())["rows"]) == 1
+    assert (tmp_path / "r.png").exists()
+
+    def fail(*_, **__):
+        raise OSError("no space left on device")
+
+    (tmp_path / "r.json").unlink()
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="no space left"):
+        main(command)
+    assert "64x64, 30.00 % fewer tokens, batch 1: ratio" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ from transformers import HfArgumentParser
 
 from .benchmark_report import format_report, plot_report
 from .budget_sweep import multiply_adds
+from .command_line import print_text
 from .configuration_cts import CtsConfig
 from .image_processing_pil_cts import upsampled_argmax
 from .loading import load_config, load_segmenter
@@ -328,11 +329,14 @@ def main(command_line: list[str] | None = None) -> None:
         if getattr(arguments, name) is not None:
             _prepare_file(name, Path(getattr(arguments, name)))
     report = run_benchmark(arguments)
-    print(format_report(report))
-    if arguments.json is not None:
-        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if arguments.plot is not None:
-        plot_report(report, arguments.plot)
+    # Neither a full disk nor a reader of the output that has gone costs what the other one can still keep.
+    try:
+        if arguments.json is not None:
+            Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if arguments.plot is not None:
+            plot_report(report, arguments.plot)
+    finally:
+        print_text(format_report(report))
 
 
 def _prepare_file(name: str, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Running the example scripts, in this process and in several."""
 
 import importlib.util
+import io
 import os
 import socket
 import subprocess
@@ -29,6 +30,13 @@ def load_script(monkeypatch, path):
     monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+class ClosedPipe(io.StringIO):
+    """A standard output that nobody reads any more."""
+
+    def write(self, _):
+        raise BrokenPipeError("nobody reads this")
 
 
 def launch(script, num_processes, **options):

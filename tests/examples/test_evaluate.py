@@ -1,4 +1,7 @@
+import io
 import json
+import shutil
+import sys
 
 import pytest
 from PIL import Image
@@ -7,7 +10,7 @@ from cts_hf import CtsImageProcessor
 from cts_hf.data import SCENE_CLASSES, build_scenes
 
 from ..models import tiny_model
-from .scripts import launch, run_main
+from .scripts import ClosedPipe, launch, run_main
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +97,8 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(monkeypatch, options, tm
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"token_reduction": ["0.3", "nan"]}, "`token_reduction` must be between 0 .* got nan"),
-        ({"token_reduction": "inf"}, "`token_reduction` must be between 0 .* got inf"),
+        ({"token_reduction": ["0.3", "nan"]}, "`token_reduction` must be .* between 0 .* got nan"),
+        ({"token_reduction": "inf"}, "`token_reduction` must be .* between 0 .* got inf"),
         ({"max_samples": 0}, "`max_samples` must be at least 1, got 0"),
         ({"num_workers": -1}, "`num_workers` must be at least 0, got -1"),
         ({"seed": -1}, "`seed` must be at least 0, got -1"),
@@ -163,6 +166,26 @@ def test_results_that_cannot_be_saved_are_printed(monkeypatch, capsys, options):
     with pytest.raises(OSError, match="no space left"):
         run_main(monkeypatch, "evaluate.py", **options, max_samples=1)
     assert "IoU of sky: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("token_reduction", [[0.3], [0, 0.3]])
+def test_results_that_cannot_be_printed_are_saved_and_drawn(monkeypatch, options, token_reduction):
+    monkeypatch.setattr(sys, "stdout", ClosedPipe())
+    with pytest.raises(BrokenPipeError):
+        run_main(monkeypatch, "evaluate.py", **options, token_reduction=token_reduction, max_samples=1)
+    assert len(read(options["output_dir"])["results"]) == len(token_reduction)
+    assert (options["output_dir"] / "evaluation.png").exists() == (len(token_reduction) > 1)
+
+
+def test_names_that_the_output_cannot_encode_are_escaped(monkeypatch, options, tmp_path):
+    shutil.copytree(options["data_dir"], tmp_path / "data")
+    names = ["Straße", *SCENE_CLASSES[1:]]
+    (tmp_path / "data" / "classes.txt").write_text("\n".join(names), encoding="utf-8")
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii", write_through=True))
+    run_main(monkeypatch, "evaluate.py", **{**options, "data_dir": tmp_path / "data"}, max_samples=1)
+    assert rb"IoU of Stra\xdfe: " in printed.getvalue()
+    assert read(options["output_dir"])["classes"] == names
 
 
 def test_nothing_of_the_machine_is_saved(monkeypatch, options):
