@@ -20,7 +20,8 @@ Mean IoU of a model on a data set, under one policy and budget or many.
 
 prints a table and writes evaluation.json, and of several budgets evaluation.png: mean IoU against tokens and
 multiply-adds. Those of an earlier run are only replaced with --overwrite_output_dir. Under `accelerate launch` every
-process takes its share of the images; the results are the same.
+process takes its share of the images; the results are the same. Several processes on a CPU need `--multi_gpu` there,
+or `torchrun --nproc_per_node 2 examples/evaluate.py`.
 
 Images have the size that the model's image processor gives them, or another one with --shortest_edge: 480 x 360 images
 are evaluated at native size with --shortest_edge 360, and enlarged twice with --shortest_edge 720. Predictions are
@@ -36,7 +37,7 @@ from transformers import HfArgumentParser
 
 from cts_hf import num_shared_superpatches
 from cts_hf.budget_sweep import budget_sweep, format_table, plot_sweep, to_json
-from cts_hf.command_line import print_text
+from cts_hf.command_line import new_accelerator, print_text
 from cts_hf.data import DataError
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.evaluation import POLICIES
@@ -83,7 +84,7 @@ class EvaluationArguments:
 def main():
     parser = HfArgumentParser((EvaluationArguments, DatasetArguments, InferenceOptions))
     arguments, dataset_arguments, options = parser.parse_args_into_dataclasses()
-    accelerator = Accelerator()
+    accelerator = new_accelerator()
     folder = OutputFolder(arguments.output_dir)
     with folder if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:

@@ -15,8 +15,9 @@ import io
 import sys
 
 import pytest
+import torch
 
-from cts_hf.command_line import print_text
+from cts_hf.command_line import new_accelerator, print_text
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,13 @@ def test_a_stream_in_the_place_of_the_output_gets_everything(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     print_text("Straße")
     assert sys.stdout.getvalue() == "Straße\n"
+
+
+@pytest.mark.parametrize("has_devices", [False, True])
+def test_processes_meet_on_the_cpu_where_there_are_no_devices(monkeypatch, has_devices):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_devices)
+    monkeypatch.setattr("cts_hf.command_line.Accelerator", lambda **options: options)
+    assert new_accelerator(step_scheduler_with_optimizer=False) == {
+        "cpu": not has_devices,
+        "step_scheduler_with_optimizer": False,
+    }

@@ -11,9 +11,24 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the commands share: how they print."""
+"""What the commands share: the processes that they run in, and how they print."""
 
 import sys
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+
+def new_accelerator(**options: Any) -> Accelerator:
+    """
+    The accelerator of a command, in one process or in several, on the devices of the machine or on its CPU.
+
+    Args:
+        options: of [`~accelerate.Accelerator`], all but `cpu`.
+    """
+    # Without devices, processes have to be told to meet on the CPU: else each takes itself for the only one.
+    return Accelerator(cpu=not torch.accelerator.is_available(), **options)
 
 
 def print_text(text: object) -> None:
@@ -25,4 +40,4 @@ def print_text(text: object) -> None:
     print(str(text).encode(encoding, "backslashreplace").decode(encoding))
 
 
-__all__ = ["print_text"]
+__all__ = ["new_accelerator", "print_text"]
