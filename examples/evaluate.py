@@ -28,6 +28,7 @@ are evaluated at native size with --shortest_edge 360, and enlarged twice with -
 always compared with the labels at the size of the labels.
 """
 
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -121,6 +122,10 @@ def evaluate(
             f"The data set has {data.num_classes} classes, the model {model.config.num_labels}: give the data set "
             "that the model was trained on, with the same options."
         )
+    if warning := compare_names(
+        tuple(model.config.id2label[index] for index in range(data.num_classes)), data.classes
+    ):
+        accelerator.print(warning, file=sys.stderr)
     results = budget_sweep(
         model,
         rows,
@@ -134,6 +139,30 @@ def evaluate(
         show_progress=True,
     )
     return results, data.classes
+
+
+def compare_names(of_model: tuple[str, ...], of_data: tuple[str, ...]) -> str | None:
+    """A warning about classes of other names than the model's; the same names in another order are refused."""
+    differences = [index for index, name in enumerate(of_data) if name != of_model[index]]
+    if not differences or any(map(is_unnamed, (of_model, of_data))):
+        return None
+    first = differences[0]
+    if sorted(of_model) == sorted(of_data):
+        raise SystemExit(
+            f"The classes of the data set must be in the order of the model's, got {of_data[first]!r} for class "
+            f"{first}, which is {of_model[first]!r} in the model: give the data set that the model was trained on, or "
+            "put its names in the order of the ids in its label maps."
+        )
+    return (
+        f"Warning: {len(differences)} of {len(of_data)} classes have other names in the data set than in the model, "
+        f"such as class {first}: {of_data[first]!r} and {of_model[first]!r}. Results are listed by those of the data "
+        "set."
+    )
+
+
+def is_unnamed(classes: tuple[str, ...]) -> bool:
+    """Whether these names only count, as those of `transformers` and of data sets without names do."""
+    return any(all(name == f"{stem}_{index}" for index, name in enumerate(classes)) for stem in ("LABEL", "class"))
 
 
 def print_results(results: list[dict], classes: tuple[str, ...]) -> None:

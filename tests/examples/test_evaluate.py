@@ -79,6 +79,43 @@ def test_another_data_set_is_refused(monkeypatch, options, tmp_path):
         run_main(monkeypatch, "evaluate.py", **{**options, "model": tmp_path / "other"})
 
 
+REORDERED = (*SCENE_CLASSES[1::-1], *SCENE_CLASSES[2:])
+RENAMED = ("air", *SCENE_CLASSES[1:])
+
+
+@pytest.fixture
+def named_model(tmp_path):
+    """Saves a model with these names of its classes."""
+
+    def save(names):
+        tiny_model(num_labels=10, id2label=dict(enumerate(names))).save_pretrained(tmp_path / "named")
+        CtsImageProcessor(size={"shortest_edge": 64}).save_pretrained(tmp_path / "named")
+        return tmp_path / "named"
+
+    return save
+
+
+def test_classes_in_another_order_than_the_models_are_refused(monkeypatch, options, named_model):
+    first, second = SCENE_CLASSES[:2]
+    message = f"in the order of the model's, got '{first}' for class 0, which is '{second}' in the model"
+    with pytest.raises(SystemExit, match=message):
+        run_main(monkeypatch, "evaluate.py", **{**options, "model": named_model(REORDERED)})
+    assert not (options["output_dir"] / "evaluation.json").exists()
+
+
+def test_classes_of_other_names_than_the_models_are_warned_about(monkeypatch, capsys, options, named_model):
+    run_main(monkeypatch, "evaluate.py", **{**options, "model": named_model(RENAMED)}, max_samples=1)
+    printed = capsys.readouterr().err
+    assert "Warning: 1 of 10 classes have other names in the data set than in the model" in printed
+    assert f"such as class 0: '{SCENE_CLASSES[0]}' and 'air'" in printed
+
+
+@pytest.mark.parametrize("names", [SCENE_CLASSES, [f"class_{index}" for index in range(10)]])
+def test_equal_and_missing_names_are_not_warned_about(monkeypatch, capsys, options, named_model, names):
+    run_main(monkeypatch, "evaluate.py", **{**options, "model": named_model(names)}, max_samples=1)
+    assert "Warning" not in capsys.readouterr().err
+
+
 def refuse_to_load(*_, **__):
     raise AssertionError("a model was loaded")
 
