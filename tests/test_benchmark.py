@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,14 @@ def test_sweep_writes_json_and_plot(checkpoint, tmp_path, capsys, monkeypatch):
     times = [sum(row[key].values()) for row in report["rows"] for key in ("plain_parts", "parts")]
     assert ends == pytest.approx(times)
     with Image.open(plot) as picture:
+        picture.load()
+
+
+def test_a_plot_takes_a_name_with_dollars(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "$a^b^c$")
+    command = ["--model", str(tmp_path / "$a^b^c$"), "--image_size", "64", "--rounds", "1"]
+    main([*command, "--plot", str(tmp_path / "plot.png")])
+    with Image.open(tmp_path / "plot.png") as picture:
         picture.load()
 
 

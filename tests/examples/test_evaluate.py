@@ -67,6 +67,14 @@ def test_sweep_in_windows(monkeypatch, options):
         picture.load()
 
 
+def test_a_plot_takes_a_name_with_dollars(monkeypatch, options, tmp_path):
+    shutil.copytree(options["model"], tmp_path / "$a^b^c$")
+    run = {**options, "model": tmp_path / "$a^b^c$", "token_reduction": [0, 0.3], "max_samples": 1}
+    run_main(monkeypatch, "evaluate.py", **run)
+    with Image.open(options["output_dir"] / "evaluation.png") as picture:
+        picture.load()
+
+
 def test_enlarged_images_have_more_tokens(monkeypatch, options):
     run_main(monkeypatch, "evaluate.py", **options, shortest_edge=128)
     assert read(options["output_dir"])["results"][0]["input_size"] == [128, 128]
