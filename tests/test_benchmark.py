@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -181,6 +182,10 @@ def test_presets_have_the_published_numbers_of_tokens(name, num_tokens):
         ({"preset": "small-512", "batch_size": [0]}, r"`batch_size` must be .* got \[0\]"),
         ({"preset": "small-512", "token_reduction": [float("nan")]}, "`token_reduction` must be .*between 0"),
         ({"preset": "small-512", "plot": "report.txt"}, "`plot` must be the path of a .png or .svg file"),
+        (
+            {"preset": "small-512", "plot": "report.png", "json": "./report.png"},
+            "`plot` must be another file than `json`, got report.png for both",
+        ),
     ],
 )
 def test_refusals_name_the_value(options, message):
@@ -199,3 +204,24 @@ def test_files_that_cannot_be_written_are_refused_before_the_model_is_opened(tmp
         main(["--model", str(tmp_path / "absent"), f"--{name}", str(tmp_path / "new" / "report.png")])
     assert list((tmp_path / "new").iterdir()) == []
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["json", "plot"])
+def test_files_that_exist_are_replaced_only_if_asked(checkpoint, tmp_path, name):
+    path = tmp_path / "report.png"
+    path.write_text("mine")
+    command = ["--model", str(checkpoint), "--image_size", "64", "--rounds", "1", f"--{name}", str(path)]
+    with pytest.raises(ValueError, match=f"`{name}` must be the path of a new file, got .*: .* with --overwrite"):
+        main(command)
+    assert path.read_text() == "mine"
+    main([*command, "--overwrite"])
+    assert path.read_bytes() != b"mine"
+
+
+def test_links_to_nothing_yet_and_devices_are_written_to(checkpoint, tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "results.json")
+    command = ["--model", str(checkpoint), "--image_size", "64", "--rounds", "1"]
+    main([*command, "--json", str(tmp_path / "link.json")])
+    assert len(json.loads((tmp_path / "results.json").read_text())["rows"]) == 1
+    assert (tmp_path / "link.json").is_symlink()
+    main([*command, "--json", os.devnull])
