@@ -27,6 +27,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
+from cts_hf.command_line import new_accelerator
 from cts_hf.data import StreamingSamples, TrainingSamples
 from cts_hf.training.arguments import OptimizationArguments
 from cts_hf.training.checkpoints import CheckpointFolder
@@ -54,13 +55,8 @@ def build_accelerator(args: OptimizationArguments, arguments: Sequence[Any] = ()
     if missing := sorted(set(args.report_to) - {"all", *available}):
         raise ValueError(f"report_to has {missing}, installed are {available or 'none'}: pip install what is missing.")
     refuse_earlier_run(args)
-    # Without an accelerator, several processes have to be told to meet on the CPU.
-    on_cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=args.mixed_precision,
-        log_with=args.report_to or None,
-        project_dir=args.output_dir,
+    accelerator = new_accelerator(
+        mixed_precision=args.mixed_precision, log_with=args.report_to or None, project_dir=args.output_dir
     )
     args.mixed_precision = accelerator.mixed_precision  # what the environment says, if the options do not
     if accelerator.device.type == "cpu":
