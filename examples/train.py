@@ -120,9 +120,9 @@ def train(arguments: tuple, accelerator: Accelerator) -> list[dict[str, Any]]:
         task.save(folder, {})
         print(f"The model is in {folder}.")
     results = task.evaluate_sharings(sharings(model_args.token_reduction), accelerator)
-    accelerator.print(table(results))
     if accelerator.is_main_process:
         save_card(folder, model, {f"mean IoU, {describe(result)}": result["mean_iou"] for result in results})
+        print(table(results))
         picture = draw_prediction(model, processor, next(iter(eval_rows)), data)
         with OutputFolder(folder) as output, output.writing() as unfinished:
             picture.save(unfinished / "prediction.png")

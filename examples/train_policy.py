@@ -82,10 +82,10 @@ def train(arguments: tuple, accelerator: Accelerator) -> dict[str, float]:
         task.save(Path(args.output_dir), {})
         print(f"The policy is in {args.output_dir}.")
     metrics = task.evaluate(accelerator, show_progress=True)
-    for name, value in metrics.items():
-        accelerator.print(f"{name:<22}{value:.4f}")
     if accelerator.is_main_process:
         save_card(args.output_dir, policy, metrics)
+        for name, value in metrics.items():
+            print(f"{name:<22}{value:.4f}")
         if args.push_to_hub:
             print(f"Uploaded to {push_to_hub(args.output_dir, args.hub_model_id)}.")
     return metrics
