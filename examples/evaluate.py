@@ -20,13 +20,15 @@ Mean IoU of a model on a data set, under one policy and budget or many.
 
 prints a table and writes evaluation.json, and of several budgets evaluation.png: mean IoU against tokens and
 multiply-adds. Those of an earlier run are only replaced with --overwrite_output_dir. Under `accelerate launch` every
-process takes its share of the images; the results are the same.
+process takes its share of the images; the results are the same. Several processes on a CPU need `--multi_gpu` there,
+or `torchrun --nproc_per_node 2 examples/evaluate.py`.
 
 Images have the size that the model's image processor gives them, or another one with --shortest_edge: 480 x 360 images
 are evaluated at native size with --shortest_edge 360, and enlarged twice with --shortest_edge 720. Predictions are
 always compared with the labels at the size of the labels.
 """
 
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +38,7 @@ from transformers import HfArgumentParser
 
 from cts_hf import num_shared_superpatches
 from cts_hf.budget_sweep import budget_sweep, format_table, plot_sweep, to_json
+from cts_hf.command_line import new_accelerator, print_text
 from cts_hf.data import DataError
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.evaluation import POLICIES
@@ -82,16 +85,20 @@ class EvaluationArguments:
 def main():
     parser = HfArgumentParser((EvaluationArguments, DatasetArguments, InferenceOptions))
     arguments, dataset_arguments, options = parser.parse_args_into_dataclasses()
-    accelerator = Accelerator()
+    accelerator = new_accelerator()
     folder = OutputFolder(arguments.output_dir)
     with folder if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
             folder.refuse_existing([RESULTS, PLOT], arguments.overwrite_output_dir)
         results, classes = evaluate(arguments, dataset_arguments, options, accelerator)
         if accelerator.is_main_process:
-            print_results(results, classes)
             settings = {**asdict(arguments), **asdict(dataset_arguments), **asdict(options)}
-            write(folder, results, classes, settings)
+            # Neither a full disk nor a reader of the output that has gone costs what the other one can still keep.
+            try:
+                write(folder, results, classes, settings)
+            finally:
+                print_results(results, classes)
+            print_text(f"Written to {folder.path}")
     accelerator.end_training()
 
 
@@ -115,6 +122,10 @@ def evaluate(
             f"The data set has {data.num_classes} classes, the model {model.config.num_labels}: give the data set "
             "that the model was trained on, with the same options."
         )
+    if warning := compare_names(
+        tuple(model.config.id2label[index] for index in range(data.num_classes)), data.classes
+    ):
+        accelerator.print(warning, file=sys.stderr)
     results = budget_sweep(
         model,
         rows,
@@ -130,11 +141,35 @@ def evaluate(
     return results, data.classes
 
 
+def compare_names(of_model: tuple[str, ...], of_data: tuple[str, ...]) -> str | None:
+    """A warning about classes of other names than the model's; the same names in another order are refused."""
+    differences = [index for index, name in enumerate(of_data) if name != of_model[index]]
+    if not differences or any(map(is_unnamed, (of_model, of_data))):
+        return None
+    first = differences[0]
+    if sorted(of_model) == sorted(of_data):
+        raise SystemExit(
+            f"The classes of the data set must be in the order of the model's, got {of_data[first]!r} for class "
+            f"{first}, which is {of_model[first]!r} in the model: give the data set that the model was trained on, or "
+            "put its names in the order of the ids in its label maps."
+        )
+    return (
+        f"Warning: {len(differences)} of {len(of_data)} classes have other names in the data set than in the model, "
+        f"such as class {first}: {of_data[first]!r} and {of_model[first]!r}. Results are listed by those of the data "
+        "set."
+    )
+
+
+def is_unnamed(classes: tuple[str, ...]) -> bool:
+    """Whether these names only count, as those of `transformers` and of data sets without names do."""
+    return any(all(name == f"{stem}_{index}" for index, name in enumerate(classes)) for stem in ("LABEL", "class"))
+
+
 def print_results(results: list[dict], classes: tuple[str, ...]) -> None:
-    print(format_table(results))
+    print_text(format_table(results))
     if len(results) == 1:
         for name, iou in zip(classes, results[0]["per_category_iou"], strict=True):
-            print(f"IoU of {name}: {100 * iou:.2f} %")
+            print_text(f"IoU of {name}: {100 * iou:.2f} %")
 
 
 def write(folder: OutputFolder, results: list[dict], classes: tuple[str, ...], settings: dict) -> None:
@@ -144,7 +179,6 @@ def write(folder: OutputFolder, results: list[dict], classes: tuple[str, ...], s
         (unfinished / RESULTS).write_text(text, encoding="utf-8")
     # A plot of an earlier run would be taken for one of these results.
     folder.delete(folder.written & {PLOT})
-    print(f"Written to {folder.path}")
     if len(results) > 1:
         with folder.writing() as unfinished:
             plot_sweep(results, unfinished / PLOT, Path(settings["model"]).name)

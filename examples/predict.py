@@ -21,7 +21,8 @@ writes predictions/masks/NAME.png (the class id of every pixel), predictions/ove
 predictions/grids/NAME.png (which superpatches shared a token). Started again, it goes on where it stopped: what this
 model made with these options is not made again, unless the image has changed or the result cannot be read. Results of
 another model or budget are only replaced with --overwrite_output_dir, and files that are no results, or were edited,
-never are. Images that cannot be read or segmented are listed at the end, and the exit status is then 1.
+never are. Images that cannot be read or segmented are listed at the end, and the exit status is then 1. Several
+processes on a CPU need `accelerate launch --multi_gpu`, or `torchrun --nproc_per_node 2 examples/predict.py`.
 
 A video is a folder of frames: `ffmpeg -i video.mp4 frames/%06d.jpg`.
 """
@@ -30,13 +31,13 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-from accelerate import Accelerator
 from transformers import HfArgumentParser
 
+from cts_hf.command_line import new_accelerator, print_text
 from cts_hf.inference import InferenceOptions
 from cts_hf.loading import load_processor, load_segmenter
 from cts_hf.output_folder import OutputFolder
-from cts_hf.prediction import find_images, predict_files
+from cts_hf.prediction import PredictionReport, find_images, predict_files
 from cts_hf.prediction_results import OUTPUTS
 from cts_hf.token_sharing import num_shared_superpatches
 
@@ -73,7 +74,7 @@ def main() -> int:
     parser = HfArgumentParser((PredictionArguments, InferenceOptions))
     arguments, options = parser.parse_args_into_dataclasses()
     outputs = arguments.outputs or [output for output in OUTPUTS if output != "grids" or options.is_single_pass]
-    accelerator = Accelerator()
+    accelerator = new_accelerator()
     # Before the output folder is made, so that a wrong path leaves nothing behind.
     images = find_images(arguments.images)
     # Locked before the model is opened, so that a second run stops at once.
@@ -90,16 +91,20 @@ def main() -> int:
             num_workers=arguments.num_workers,
             accelerator=accelerator,
         )
-    accelerator.print(
-        f"{report.num_segmented} images were segmented, {report.num_done} had been already; the results are in "
-        f"{arguments.output_dir}."
-    )
-    if report.problems:
-        accelerator.print(
-            f"Could not be segmented ({len(report.problems)}):", *report.problems, sep="\n  ", file=sys.stderr
-        )
+    if accelerator.is_main_process:
+        print_report(report, arguments.output_dir)
     accelerator.end_training()
     return 1 if report.problems else 0
+
+
+def print_report(report: PredictionReport, output_dir: str) -> None:
+    # First, as nobody may be reading the other output any more.
+    if report.problems:
+        print(f"Could not be segmented ({len(report.problems)}):", *report.problems, sep="\n  ", file=sys.stderr)
+    print_text(
+        f"{report.num_segmented} images were segmented, {report.num_done} had been already; the results are in "
+        f"{output_dir}."
+    )
 
 
 if __name__ == "__main__":

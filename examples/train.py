@@ -40,6 +40,7 @@ from cts_hf.evaluation import Sharing
 from cts_hf.image_processing_cts import CtsImageProcessor
 from cts_hf.output_folder import OutputFolder
 from cts_hf.training import (
+    CheckpointFolder,
     DataArguments,
     ModelArguments,
     OptimizationArguments,
@@ -47,13 +48,16 @@ from cts_hf.training import (
     PolicySourceArguments,
     PolicyTask,
     SegmentationTask,
+    SuperpatchArguments,
     adopt_architecture,
     build_accelerator,
     build_policy,
     build_processor,
     build_segmenter,
+    check_hub_name,
     encoder_normalization,
     fit,
+    is_finished,
     lock_output,
     parse_recipe,
     push_to_hub,
@@ -73,9 +77,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     arguments = parse_recipe(types, argv, DEFAULT_RECIPE)
     data_args, model_args, policy_args, policy_source, args = arguments
     args.output_dir = args.output_dir or f"outputs/{data_args.name}"
+    check_hub_name(args)
     sources = {"model": model_args.model, "backbone_weights": model_args.backbone_weights}
     sources |= {"policy": policy_source.policy, "policy_weights": policy_args.policy_weights}
     refuse_own_sources(args.output_dir, sources)
+    if policy_source.policy_epochs > 0:
+        refuse_own_sources(args.output_dir, sources, "policy")
     adopt_architecture(model_args)
     accelerator = build_accelerator(args, arguments)
     with lock_output(args.output_dir, accelerator):
@@ -97,7 +104,9 @@ def train(arguments: tuple, accelerator: Accelerator) -> list[dict[str, Any]]:
     refuse_other_normalization(policy_args, model.config.policy_config)
     processor = build_processor(data_args, model.config)
     task = SegmentationTask(model, processor, eval_rows, arguments, data_args.inference())
-    if policy_source.policy_epochs > 0:
+    # A checkpoint of the Segmenter has its policy.
+    is_resumed = args.resume_from_checkpoint and CheckpointFolder(args.output_dir).find(args.resume_from_checkpoint)
+    if policy_source.policy_epochs > 0 and not is_resumed:
         task.check(accelerator)  # before the policy is trained, not only after it
         trained = train_policy(policy, arguments, data)
         model.cts.policy.load_state_dict(trained.state_dict())
@@ -111,9 +120,9 @@ def train(arguments: tuple, accelerator: Accelerator) -> list[dict[str, Any]]:
         task.save(folder, {})
         print(f"The model is in {folder}.")
     results = task.evaluate_sharings(sharings(model_args.token_reduction), accelerator)
-    accelerator.print(table(results))
     if accelerator.is_main_process:
         save_card(folder, model, {f"mean IoU, {describe(result)}": result["mean_iou"] for result in results})
+        print(table(results))
         picture = draw_prediction(model, processor, next(iter(eval_rows)), data)
         with OutputFolder(folder) as output, output.writing() as unfinished:
             picture.save(unfinished / "prediction.png")
@@ -155,8 +164,9 @@ def train_policy(policy: CtsPolicyModel, arguments: tuple, data: SegmentationDat
         resume_from_checkpoint=args.resume_from_checkpoint and "latest",
         report_to=[],
     )
-    policy_arguments = (data_args, policy_args, policy_optimization)
-    if args.resume_from_checkpoint and (folder / "model.safetensors").exists():
+    superpatch_args = SuperpatchArguments(model_args.patch_size, model_args.token_reduction)
+    policy_arguments = (data_args, superpatch_args, policy_args, policy_optimization)
+    if args.resume_from_checkpoint and is_finished(folder):
         refuse_another_recipe(folder, policy_arguments)
         PartialState().print(f"The policy in {folder} is trained already.")
         return load_policy_folder(folder)

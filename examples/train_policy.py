@@ -35,6 +35,7 @@ from cts_hf.training import (
     build_accelerator,
     build_policy,
     build_processor,
+    check_hub_name,
     fit,
     lock_output,
     parse_recipe,
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments = parse_recipe(types, argv, DEFAULT_RECIPE)
     data_args, _, policy_args, args = arguments
     args.output_dir = args.output_dir or f"outputs/policy_{data_args.name}"
+    check_hub_name(args)
     refuse_own_sources(args.output_dir, {"policy_weights": policy_args.policy_weights})
     accelerator = build_accelerator(args, arguments)
     with lock_output(args.output_dir, accelerator):
@@ -80,10 +82,10 @@ def train(arguments: tuple, accelerator: Accelerator) -> dict[str, float]:
         task.save(Path(args.output_dir), {})
         print(f"The policy is in {args.output_dir}.")
     metrics = task.evaluate(accelerator, show_progress=True)
-    for name, value in metrics.items():
-        accelerator.print(f"{name:<22}{value:.4f}")
     if accelerator.is_main_process:
         save_card(args.output_dir, policy, metrics)
+        for name, value in metrics.items():
+            print(f"{name:<22}{value:.4f}")
         if args.push_to_hub:
             print(f"Uploaded to {push_to_hub(args.output_dir, args.hub_model_id)}.")
     return metrics

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from cts_hf.benchmark import PRESETS, BenchmarkArguments, build_model, main, mea
 from cts_hf.benchmark_report import PARTS
 
 from .clock import Clock
+from .examples.scripts import ClosedPipe
 from .figures import saved_figures
 from .models import random_images, tiny_config, tiny_model
 
@@ -112,6 +115,35 @@ def test_sweep_writes_json_and_plot(checkpoint, tmp_path, capsys, monkeypatch):
         picture.load()
 
 
+def test_a_plot_takes_a_name_with_dollars(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "$a^b^c$")
+    command = ["--model", str(tmp_path / "$a^b^c$"), "--image_size", "64", "--rounds", "1"]
+    main([*command, "--plot", str(tmp_path / "plot.png")])
+    with Image.open(tmp_path / "plot.png") as picture:
+        picture.load()
+
+
+def test_a_report_that_cannot_be_printed_is_saved_and_one_that_cannot_be_saved_printed(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    command = ["--model", str(checkpoint), "--image_size", "64", "--rounds", "1", "--json", str(tmp_path / "r.json")]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", ClosedPipe())
+        with pytest.raises(BrokenPipeError):
+            main([*command, "--plot", str(tmp_path / "r.png")])
+    assert len(json.loads((tmp_path / "r.json").read_text())["rows"]) == 1
+    assert (tmp_path / "r.png").exists()
+
+    def fail(*_, **__):
+        raise OSError("no space left on device")
+
+    (tmp_path / "r.json").unlink()
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="no space left"):
+        main(command)
+    assert "64x64, 30.00 % fewer tokens, batch 1: ratio" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_example_runs_a_config_without_weights(tmp_path):
     tiny_config(image_size=(64, 96)).save_pretrained(tmp_path)
@@ -150,6 +182,10 @@ def test_presets_have_the_published_numbers_of_tokens(name, num_tokens):
         ({"preset": "small-512", "batch_size": [0]}, r"`batch_size` must be .* got \[0\]"),
         ({"preset": "small-512", "token_reduction": [float("nan")]}, "`token_reduction` must be .*between 0"),
         ({"preset": "small-512", "plot": "report.txt"}, "`plot` must be the path of a .png or .svg file"),
+        (
+            {"preset": "small-512", "plot": "report.png", "json": "./report.png"},
+            "`plot` must be another file than `json`, got report.png for both",
+        ),
     ],
 )
 def test_refusals_name_the_value(options, message):
@@ -168,3 +204,24 @@ def test_files_that_cannot_be_written_are_refused_before_the_model_is_opened(tmp
         main(["--model", str(tmp_path / "absent"), f"--{name}", str(tmp_path / "new" / "report.png")])
     assert list((tmp_path / "new").iterdir()) == []
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["json", "plot"])
+def test_files_that_exist_are_replaced_only_if_asked(checkpoint, tmp_path, name):
+    path = tmp_path / "report.png"
+    path.write_text("mine")
+    command = ["--model", str(checkpoint), "--image_size", "64", "--rounds", "1", f"--{name}", str(path)]
+    with pytest.raises(ValueError, match=f"`{name}` must be the path of a new file, got .*: .* with --overwrite"):
+        main(command)
+    assert path.read_text() == "mine"
+    main([*command, "--overwrite"])
+    assert path.read_bytes() != b"mine"
+
+
+def test_links_to_nothing_yet_and_devices_are_written_to(checkpoint, tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "results.json")
+    command = ["--model", str(checkpoint), "--image_size", "64", "--rounds", "1"]
+    main([*command, "--json", str(tmp_path / "link.json")])
+    assert len(json.loads((tmp_path / "results.json").read_text())["rows"]) == 1
+    assert (tmp_path / "link.json").is_symlink()
+    main([*command, "--json", os.devnull])

@@ -242,9 +242,9 @@ class Unreadable:
     [
         ({"window": 15}, [0.3], "`window` must be at least 16 pixels"),
         ({"shortest_edge": 15}, [0.3], "must be resized to at least 16 pixels"),
-        ({}, [0.3, float("nan")], "`token_reduction` must be between 0 .* got nan"),
-        ({}, [float("inf")], "`token_reduction` must be between 0 .* got inf"),
-        ({}, [-0.1], "`token_reduction` must be between 0 .* got -0.1"),
+        ({}, [0.3, float("nan")], "`token_reduction` must be a number between 0 .* got nan"),
+        ({}, [float("inf")], "`token_reduction` must be a number between 0 .* got inf"),
+        ({}, [-0.1], "`token_reduction` must be a number between 0 .* got -0.1"),
     ],
 )
 def test_options_that_cannot_work_are_refused_before_data_are_read(options, token_reductions, message):

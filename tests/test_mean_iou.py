@@ -282,6 +282,15 @@ def test_impossible_ids_are_reported_and_forgotten(maps):
             r"shape \(2,\): take the argmax of logits",
         ),
         ({"predictions": ["a"], "references": ["a"]}, "integer type, got one of <U1"),
+        ({"predictions": [[[0], [0, 1]]], "references": [[[0]]]}, "`predictions` must be maps .* that is no array"),
+        (
+            {"predictions": [[[0]]], "references": [torch.zeros(1, 1).int().to_sparse()]},
+            "`references` must be maps of class ids that are stored one by one, .* torch.sparse_coo on cpu",
+        ),
+        (
+            {"predictions": torch.zeros(1, 1, 1, device="meta").int(), "references": [[[0]]]},
+            "`predictions` must be maps of class ids that are stored one by one, .* on meta",
+        ),
         ({"predictions": [None], "references": [[[0]]]}, "integer type, got one of object"),
         ({"predictions": [[[0]]], "references": [[[0]]], "labels": 1}, "predictions and references, got labels as"),
     ],
@@ -306,12 +315,32 @@ def test_a_refused_batch_is_not_counted_in_part():
         ({"num_labels": 0}, "`num_labels` must be a number of classes, 1 or more, got 0"),
         ({"num_labels": 2.0}, "`num_labels` must be a number of classes, 1 or more, got 2.0"),
         ({"num_labels": True}, "`num_labels` must be a number of classes, 1 or more, got True"),
+        (
+            {"num_labels": 2, "ignore_indx": 0, "cache_dir": "."},
+            r"of `evaluate.Metric`, got \['ignore_indx'\] as well",
+        ),
+        ({"num_labels": 2, "device": "gpu"}, "`device` must be a device of this machine, got 'gpu'"),
+        ({"num_labels": 2, "device": "meta"}, "`device` must be a device of this machine, got 'meta'"),
+        ({"num_labels": 2, "device": None}, "`device` must be a device of this machine, got None"),
         ({"num_labels": 2, "ignore_index": None}, "`ignore_index` must be the id of pixels to ignore, got None"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         MeanIoU(**options)
+
+
+def test_options_of_evaluates_own_metric_may_only_change_nothing(maps):
+    expected = MeanIoU(NUM_LABELS).compute(**maps)
+    assert MeanIoU(NUM_LABELS).compute(**maps, label_map=None, reduce_labels=False) == expected
+    assert MeanIoU().compute(**maps, num_labels=NUM_LABELS, ignore_index=255, reduce_labels=False) == expected
+    for options, message in (
+        ({"reduce_labels": True}, "`reduce_labels` must be False, got True: change the ids"),
+        ({"label_map": {1: 2}}, r"`label_map` must be None, got \{1: 2\}: change the ids"),
+        ({"ignore_indx": 0}, r"got \['ignore_indx'\] as well: correct or leave out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MeanIoU(NUM_LABELS).compute(**maps, **options)
 
 
 def test_options_of_compute_must_be_those_that_were_counted_with(maps):

@@ -184,3 +184,79 @@ def test_a_damaged_record_is_refused(tmp_path, text):
     (tmp_path / RECORD).write_text(text)
     with OutputFolder(tmp_path) as folder, pytest.raises(ValueError, match=r"\.cts_hf\.json cannot be read"):
         folder.refuse_existing(["*"])
+
+
+@pytest.mark.parametrize(
+    "names", [["./"], ["."], ["/"], ["a\0b"], "README.md", {"a": 1}, [None], ["\ud800"]], ids=repr
+)
+def test_a_record_of_anything_but_files_in_the_folder_is_refused(tmp_path, names):
+    write(tmp_path, "mine.txt")
+    (tmp_path / RECORD).write_text(json.dumps({"written": names}))
+    with OutputFolder(tmp_path) as folder, pytest.raises(ValueError, match="Delete it to keep all files there"):
+        folder.delete(["./"])
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_nothing_is_deleted_through_links_that_lead_elsewhere(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    write(elsewhere, "precious", "deep/precious")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "link").symlink_to(elsewhere)
+    names = ["link/precious", "link/deep/", "link/", "link"]
+    (folder / RECORD).write_text(json.dumps({"written": names}))
+    with OutputFolder(folder) as output:
+        for name in names:
+            with pytest.raises(
+                ValueError, match="is not deleted, as it is another thing than a run wrote, or lies beh"
+            ):
+                output.delete([name])
+        assert output.scratch("link") == folder / "link_2"
+    assert files_in(elsewhere) == {"precious", "deep/precious"}
+
+
+def test_what_this_run_wrote_behind_a_link_it_may_delete(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "best").symlink_to(tmp_path / "disk")
+    with OutputFolder(tmp_path / "out") as output:
+        with output.writing("best") as unfinished:
+            write(unfinished, "model")
+        assert files_in(tmp_path / "disk") == {"model"}
+        output.delete(["best/model"])
+    assert (tmp_path / "out" / "best").is_symlink()
+    assert files_in(tmp_path / "disk") == set()
+
+
+def test_a_record_is_not_written_through_a_link(tmp_path):
+    write(tmp_path, "precious")
+    for name in (RECORD, f"{RECORD}.unfinished"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / name).symlink_to(tmp_path / "precious" if name != RECORD else tmp_path / "gone")
+    with OutputFolder(tmp_path / "out") as output, output.writing() as unfinished:
+        write(unfinished, "model")
+    assert (tmp_path / "precious").read_text() == "the user's precious"
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "dangling link", "link"])
+def test_whatever_has_the_name_of_a_result_is_in_the_way(tmp_path, kind):
+    write(tmp_path, "precious")
+    way = tmp_path / "out" / "model"
+    way.parent.mkdir()
+    way.mkdir() if kind == "folder" else way.symlink_to(tmp_path / ("precious" if kind == "link" else "gone"))
+    with OutputFolder(tmp_path / "out") as output:
+        with pytest.raises(ValueError, match="holds model, which this run would replace"):
+            output.refuse_existing(["model"], overwrite=True)
+
+        def save():
+            with output.writing() as unfinished:
+                write(unfinished, "model")
+
+        with pytest.raises(ValueError, match="holds model, which no run wrote"):
+            save()
+        # The new files are nowhere else, and a later run leaves them alone.
+        way.unlink() if way.is_symlink() else way.rmdir()
+        save()
+        assert (tmp_path / "out" / ".unfinished" / "model").read_text() == way.read_text()
+    assert (tmp_path / "precious").read_text() == "the user's precious"

@@ -232,3 +232,20 @@ def test_texts_are_shown_as_they_are(text, shown):
     card = model_card(tiny_policy(), {text: 0.5}, title=text, name="n")
     assert f"\n# {shown}\n" in card
     assert f"\n| {shown} | 0.5000 |\n" in card
+
+
+@pytest.mark.parametrize("repo_id", ["me/my street", "a/b/c", "", "x" * 97, 7])
+def test_names_that_no_repository_can_have_are_refused_first(folder, repo_id):
+    for call in (
+        lambda: upload_folder(folder, repo_id, dry_run=True),
+        lambda: publish(tiny_model(), CtsImageProcessor(), repo_id, dry_run=True),
+    ):
+        with pytest.raises(ValueError, match=r"`repo_id` must be 'owner/name' or 'name', .* another name"):
+            call()
+
+
+def test_a_folder_whose_name_no_repository_can_have_needs_another(folder):
+    other = folder.rename(folder.with_name("my street"))
+    with pytest.raises(ValueError, match=r"`repo_id` must be .*, got 'my street'"):
+        upload_folder(other, dry_run=True)
+    assert upload_folder(other, "me/street", dry_run=True).repo_id == "me/street"

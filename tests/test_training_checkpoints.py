@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from cts_hf.training import CheckpointFolder
 
-from .training_runs import reset_accelerate, train, write_scenes
+from .training_runs import largest_difference, reset_accelerate, train, write_scenes
 
 
 @pytest.fixture(autouse=True)
@@ -207,3 +207,137 @@ def test_a_run_goes_on_from_the_checkpoint_of_another_folder(scenes, run, tmp_pa
         train(scenes, tmp_path / "other", **options)
     progress = json.loads((tmp_path / "other/checkpoints/step_00000002/progress.json").read_text())
     assert progress["progress"]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": -5}, "must say where a run is"),
+        ({"step": 1.5}, "must say where a run is"),
+        ({"step": "2"}, "must say where a run is"),
+        ({"step_of_epoch": 10**30}, "must say where a run is"),
+        ({"best_score": float("nan")}, "must say where a run is"),
+        ({"num_processes": "1"}, "must say where a run is"),
+        ({"more": 1}, "must say where a run is"),
+        (None, "progress, options and data must be mappings"),
+    ],
+    ids=str,
+)
+def test_progress_of_another_kind_is_refused(scenes, run, change, message):
+    file = run / "checkpoints" / "step_00000002" / "progress.json"
+    state = json.loads(file.read_text())
+    state["progress"] = None if change is None else {**state["progress"], **change}
+    file.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=message):
+        resume(scenes, run)
+
+
+def test_optimizer_states_of_other_shapes_are_refused(scenes, run):
+    file = run / "checkpoints" / "step_00000002" / "optimizer.bin"
+    state = torch.load(file, weights_only=True)
+    state["state"][0]["exp_avg"] = torch.zeros(3)
+    torch.save(state, file)
+    with pytest.raises(ValueError, match=r"step_00000002 cannot be read .* the optimizer has states of the shapes"):
+        resume(scenes, run)
+
+
+def test_weights_of_a_checkpoint_that_are_not_finite_are_not_saved(scenes, run):
+    file = run / "checkpoints" / "step_00000002" / "model.safetensors"
+    weights = load_file(file)
+    weights["cts.layernorm.weight"].fill_(float("nan"))
+    save_file(weights, file)
+    with pytest.raises(ValueError, match=r"Weights must be finite, got NaN or infinity in weights of the model: cts"):
+        resume(scenes, run, max_steps=2)  # no step is left to make
+
+
+def test_fewer_steps_than_were_made_are_refused(scenes, run):
+    with pytest.raises(ValueError, match=r"step_00000002 was written after 2 steps, and these options ask for 1"):
+        resume(scenes, run, max_steps=1)
+
+
+def test_latest_is_what_was_written_last(scenes, run):
+    """A run that was resumed from an earlier checkpoint has left the former one."""
+    resume(scenes, run, max_steps=6, save_total_limit=9)
+    first = str(run / "checkpoints" / "step_00000001")
+    train(scenes, run, resume_from_checkpoint=first, max_steps=3, save_steps=1, save_total_limit=9)
+    assert [path.name[-1] for path in CheckpointFolder(run).list()] == ["1", "4", "5", "6", "2", "3"]
+
+
+@pytest.mark.parametrize("change", ["fewer", "renamed", "classes"])
+def test_other_data_are_noticed(scenes, run, tmp_path, change):
+    other = Path(shutil.copytree(scenes, tmp_path / "scenes"))
+    if change == "classes":
+        names = (other / "classes.txt").read_text().split("\n")
+        (other / "classes.txt").write_text("\n".join(reversed(names)))
+    else:
+        for kind in ("images", "labels"):
+            file = other / kind / "train" / "000.png"
+            file.unlink() if change == "fewer" else file.rename(file.with_name("other.png"))
+    state = json.loads((run / "checkpoints/step_00000002/progress.json").read_text())
+    state["options"]["data_dir"] = str(other)  # the folder is the same, its content is not
+    (run / "checkpoints/step_00000002/progress.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=r"step_00000002 was made with other data: (classes|digest|training images)?"):
+        train(other, run, resume_from_checkpoint="latest", max_steps=3)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+@pytest.fixture(scope="module")
+def whole(scenes, tmp_path_factory):
+    """Weights of the model and of the best one of a run that nothing interrupts."""
+    return run_to_the_end(scenes, tmp_path_factory.mktemp("whole"))
+
+
+OPTIONS = {"model_options": {"drop_path_rate": 0.3, "decoder_dropout_prob": 0.3}, "max_steps": 4, "eval_steps": 2}
+
+
+def run_to_the_end(scenes, folder, **options):
+    model, *_ = train(scenes, folder, **OPTIONS, **options)
+    reset_accelerate()
+    return model.state_dict(), load_file(folder / "best" / "model.safetensors")
+
+
+@pytest.mark.parametrize("save_steps", [2, 3])
+@pytest.mark.parametrize("call", range(1, 60, 4))
+def test_killed_at_any_file_operation_a_run_goes_on(scenes, whole, tmp_path, monkeypatch, call, save_steps):
+    calls = 0
+
+    def counting(original):
+        def count(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                monkeypatch.undo()
+                # A process that is killed cleans nothing up.
+                monkeypatch.setattr("cts_hf.output_folder.OutputFolder.delete", lambda *_: None)
+                raise Killed
+            return original(*args, **kwargs)
+
+        return count
+
+    for target, name in ((os, "replace"), (Path, "mkdir"), (Path, "write_text"), (torch, "save")):
+        monkeypatch.setattr(target, name, counting(getattr(target, name)))
+    try:
+        run_to_the_end(scenes, tmp_path, save_steps=save_steps)
+    except Killed:
+        monkeypatch.undo()
+        reset_accelerate()
+    monkeypatch.undo()
+    ended = run_to_the_end(scenes, tmp_path, save_steps=save_steps, resume_from_checkpoint="latest")
+    for state, expected in zip(ended, whole, strict=True):
+        assert largest_difference(state, expected) == 0
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".unfinished")]
+
+
+def test_a_failing_evaluation_does_not_lose_the_steps_before_it(scenes, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("cts_hf.training.tasks.SegmentationTask.evaluate", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_to_the_end(scenes, tmp_path, save_steps=2)
+    reset_accelerate()
+    assert CheckpointFolder(tmp_path).list()[-1].name == "step_00000002"
+    ended = run_to_the_end(scenes, tmp_path, save_steps=2, resume_from_checkpoint="latest")
+    for state, expected in zip(ended, whole, strict=True):
+        assert largest_difference(state, expected) == 0

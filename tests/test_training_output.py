@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from cts_hf import CtsForSemanticSegmentation
-from cts_hf.output_folder import LOCK
+from cts_hf.output_folder import LOCK, OutputFolder
 from cts_hf.training import loop
 
 from .training_runs import (
@@ -310,3 +310,87 @@ def test_a_policy_that_is_trained_already_is_taken_only_if_it_was_trained_so(sce
     train(scenes, tmp_path.with_name("whole"), **policy_first)
     files = (folder / "model.safetensors" for folder in (tmp_path, tmp_path.with_name("whole")))
     assert largest_difference(*files) == 0
+
+
+def test_what_other_scripts_wrote_is_deleted_only_with_the_rest(scenes, tmp_path):
+    with OutputFolder(tmp_path) as folder, folder.writing() as unfinished:
+        (unfinished / "evaluation.json").write_text("{}")
+    train(scenes, tmp_path)
+    assert (tmp_path / "evaluation.json").exists()
+    train(scenes, tmp_path, "--overwrite_output_dir")
+    assert not (tmp_path / "evaluation.json").exists()  # which was of the former model
+
+
+def test_a_record_of_others_deletes_nothing(scenes, tmp_path):
+    write(tmp_path, "notes/precious", "thesis.tex")
+    names = ["thesis.tex", "notes/", "notes/precious"]
+    (tmp_path / ".cts_hf.json").write_text(json.dumps({"written": names}))
+    train(scenes, tmp_path)
+    assert (tmp_path / "notes" / "precious").exists()
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md/", "best", "checkpoints", "model.safetensors/", "train.yaml/"])
+def test_things_in_the_way_are_found_before_the_first_step(scenes, tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir() if name.endswith("/") else write(tmp_path, name)
+    no_step(monkeypatch)
+    with pytest.raises(ValueError, match=r"which this run would replace|must be a folder or not be there"):
+        train(scenes, tmp_path)
+
+
+def test_the_policy_that_is_trained_first_does_not_replace_its_source(scenes, tmp_path, monkeypatch):
+    train(scenes, tmp_path, policy_epochs=0.4, policy_loss_weight=0)
+    before = contents(tmp_path)
+    no_step(monkeypatch)
+    source = tmp_path / "policy" / "model.safetensors"
+    with pytest.raises(ValueError, match=r"`output_dir` must not be where `policy_weights` lies"):
+        train(scenes, tmp_path, "--overwrite_output_dir", policy_epochs=1, policy_weights=source)
+    assert contents(tmp_path) == before
+
+
+def test_a_policy_for_other_patches_is_not_taken(scenes, tmp_path, monkeypatch):
+    policy_first = {"policy_epochs": 0.4, "policy_loss_weight": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr("cts_hf.training.tasks.SegmentationTask.forward", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(scenes, tmp_path, **policy_first)
+    with pytest.raises(ValueError, match=r"policy was made with other options: patch_size 8 -> 16"):
+        train(scenes, tmp_path, resume_from_checkpoint="latest", **policy_first, patch_size=16)
+
+
+def test_a_checkpoint_of_the_segmenter_has_its_policy(scenes, tmp_path, monkeypatch):
+    policy_first = {"policy_epochs": 0.4, "policy_loss_weight": 0}
+    train(scenes, tmp_path, **policy_first, save_steps=1)
+    monkeypatch.setattr("cts_hf.training.tasks.PolicyTask.forward", lambda *_: pytest.fail("it was trained again"))
+    other = tmp_path / "other"
+    checkpoint = tmp_path / "checkpoints" / "step_00000001"
+    train(scenes, other, **policy_first, resume_from_checkpoint=checkpoint)
+    files = (folder / "model.safetensors" for folder in (tmp_path, other))
+    assert largest_difference(*files) == 0
+    with pytest.raises(ValueError, match="was made with other options: learning_rate"):
+        train(scenes, tmp_path / "third", **policy_first, resume_from_checkpoint=checkpoint, learning_rate=0.1)
+
+
+def test_the_precision_that_the_environment_sets_is_an_option_too(scenes, tmp_path, monkeypatch):
+    train(scenes, tmp_path, save_steps=1)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="was made with other options: mixed_precision 'no' -> 'bf16'"):
+        train(scenes, tmp_path, resume_from_checkpoint="latest", max_steps=3)
+
+
+def test_a_full_disk_at_the_end_is_named(scenes, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CtsForSemanticSegmentation, "save_pretrained", full)
+    with pytest.raises(ValueError, match=r"could not be written to .*No space left.* --resume_from_checkpoint latest"):
+        train(scenes, tmp_path, save_steps=1)
+
+
+def test_a_failed_upload_names_the_folder(scenes, tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("cts_hf.training.saving.upload_folder", offline)
+    with pytest.raises(ValueError, match=rf"The model is in {tmp_path}, but .*no network.*push_to_hub.py --folder"):
+        train(scenes, tmp_path, "--push_to_hub", hub_model_id="street")

@@ -18,6 +18,7 @@ one process, so that a slow moment of the machine hits both, and the ratio is th
 """
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from transformers import HfArgumentParser
 
 from .benchmark_report import format_report, plot_report
 from .budget_sweep import multiply_adds
+from .command_line import print_text
 from .configuration_cts import CtsConfig
 from .image_processing_pil_cts import upsampled_argmax
 from .loading import load_config, load_segmenter
@@ -105,6 +107,7 @@ class BenchmarkArguments:
     )
     json: str | None = field(default=None, metadata={"help": "File for the results."})
     plot: str | None = field(default=None, metadata={"help": "Picture of the results, .png or .svg."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace these two files if they exist."})
 
     def __post_init__(self):
         if (self.preset is None) == (self.model is None):
@@ -120,6 +123,8 @@ class BenchmarkArguments:
             num_shared_superpatches(token_reduction, num_patches=4)  # refuses what is no budget
         if self.plot is not None and Path(self.plot).suffix.lower() not in (".png", ".svg"):
             raise ValueError(f"`plot` must be the path of a .png or .svg file, got {self.plot}.")
+        if self.plot is not None and self.json is not None and _same_file(self.plot, self.json):
+            raise ValueError(f"`plot` must be another file than `json`, got {self.plot} for both: rename one.")
 
 
 @torch.inference_mode()
@@ -326,23 +331,39 @@ def main(command_line: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(command_line)
     for name in ("json", "plot"):
         if getattr(arguments, name) is not None:
-            _prepare_file(name, Path(getattr(arguments, name)))
+            _prepare_file(name, Path(getattr(arguments, name)), arguments.overwrite)
     report = run_benchmark(arguments)
-    print(format_report(report))
-    if arguments.json is not None:
-        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if arguments.plot is not None:
-        plot_report(report, arguments.plot)
+    # Neither a full disk nor a reader of the output that has gone costs what the other one can still keep.
+    try:
+        if arguments.json is not None:
+            Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if arguments.plot is not None:
+            plot_report(report, arguments.plot)
+    finally:
+        print_text(format_report(report))
 
 
-def _prepare_file(name: str, path: Path) -> None:
-    """Makes the folder of a file that will be written, and refuses one that cannot be, before all that takes time."""
+def _same_file(first: str, second: str) -> bool:
+    return os.path.realpath(first) == os.path.realpath(second)
+
+
+def _prepare_file(name: str, path: Path, overwrite: bool) -> None:
+    """
+    Makes the folder of a file that will be written, and refuses one that cannot be written or would be replaced
+    unasked, before all that takes time. Pipes and devices replace nothing.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
-        path.open("ab").close()
+        if path.is_file() and not overwrite:
+            raise ValueError(
+                f"`{name}` must be the path of a new file, got {path}, which exists: choose another, or replace it "
+                "with --overwrite."
+            )
+        if not path.is_fifo():  # whose reader would take this for the end
+            path.open("ab").close()
         if is_new:
-            path.unlink()
+            Path(os.path.realpath(path)).unlink()  # what a link leads to, not the link
     except OSError as error:
         raise ValueError(
             f"`{name}` must be the path of a file that can be written, got {path} ({error.strerror}): choose another."

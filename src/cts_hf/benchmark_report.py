@@ -110,7 +110,7 @@ def plot_report(report: dict[str, Any], path: str) -> None:
     figure.legend(loc="outside lower center", ncols=len(PARTS), fontsize="small")
     for axes in (ratio_axes, part_axes):
         axes.invert_yaxis()
-    figure.suptitle(f"{report['name']} on {report['setup']['device']}")
+    figure.suptitle(f"{report['name']} on {report['setup']['device']}", parse_math=False)  # a name may hold dollars
     figure.savefig(path)
 
 

@@ -180,7 +180,7 @@ def plot_sweep(results: Sequence[dict[str, Any]], path: str | Path, title: str =
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("mean IoU (%)")
     axes[0].legend()
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a name may hold dollars
     figure.savefig(path, dpi=150)
 
 

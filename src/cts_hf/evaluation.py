@@ -189,7 +189,10 @@ def prepared_batches(
     if hasattr(dataset, "__len__"):
         indices = range(len(dataset))
         parts = of_process([indices[start : start + batch_size] for start in indices[::batch_size]], accelerator)
-        batches = DataLoader(rows, batch_sampler=parts, collate_fn=list, num_workers=num_workers)
+        # A generator of its own: else an evaluation in training would change the random numbers of what follows.
+        batches = DataLoader(
+            rows, batch_sampler=parts, collate_fn=list, num_workers=num_workers, generator=torch.Generator()
+        )
     else:
         batches = (
             [rows.prepare(*row) for row in batch] for batch in of_process(rows.streamed(batch_size), accelerator)

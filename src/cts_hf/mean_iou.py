@@ -19,6 +19,7 @@ as the first one that it finds here is the metric.
 """
 
 import importlib
+import inspect
 import os
 import sys
 from types import ModuleType
@@ -104,7 +105,7 @@ class MeanIoU(evaluate.Metric):
         options: the other ones of `evaluate.Metric`.
 
     Raises:
-        ValueError: an option out of range or of the wrong type.
+        ValueError: an option out of range or of the wrong type, one that there is not, or a device that there is not.
     """
 
     def __init__(
@@ -124,8 +125,14 @@ class MeanIoU(evaluate.Metric):
                 f"`num_process` must be 1, got {num_process!r}: nothing is exchanged through files. Let every process "
                 "have a metric of its own, and give `compute` the `accelerator`, which sums their counts."
             )
+        allowed = inspect.signature(evaluate.Metric).parameters.keys() - {"kwargs"}
+        if unknown := sorted(options.keys() - allowed):  # which `evaluate` would ignore
+            raise ValueError(
+                "The options must be num_labels, ignore_index, device and those of `evaluate.Metric`, got "
+                f"{unknown} as well: correct or leave out these."
+            )
         super().__init__(num_process=num_process, **options)
-        self.num_labels, self.ignore_index, self.device = num_labels, ignore_index, torch.device(device)
+        self.num_labels, self.ignore_index, self.device = num_labels, ignore_index, _checked_device(device)
         self.reset()
 
     def _info(self) -> evaluate.MetricInfo:
@@ -246,6 +253,7 @@ class MeanIoU(evaluate.Metric):
         ignore_index: int | None = None,
         nan_to_num: float | None = None,
         accelerator: "Accelerator | None" = None,
+        **options: Any,
     ) -> dict[str, float | list[float]]:
         """
         The metrics of everything that was added. As ever in `evaluate`, what was added is then forgotten.
@@ -256,10 +264,12 @@ class MeanIoU(evaluate.Metric):
             nan_to_num: replaces NaN in the result; the means leave it out nonetheless.
             accelerator: sums the counts of all its processes, every one of which has to call this; each gets the
                 result.
+            options: `label_map` and `reduce_labels` of `evaluate`'s own `mean_iou`, only to change nothing.
 
         Raises:
             ValueError: as `add_batch` and `confusion_matrix`, or options that contradict those of the metric.
         """
+        _refuse_relabelling(options)
         if nan_to_num is not None and (isinstance(nan_to_num, bool) or not isinstance(nan_to_num, int | float)):
             raise ValueError(f"`nan_to_num` must be the number to put for NaN, got {nan_to_num!r}: correct it.")
         own = (self.num_labels, self.ignore_index)
@@ -313,9 +323,20 @@ def _checked_pair(prediction: Any, reference: Any) -> tuple[Tensor | np.ndarray,
 
 def _map_of_ids(name: str, given: Any) -> Tensor | np.ndarray:
     if isinstance(given, Tensor):
+        if given.layout != torch.strided or given.is_meta or given.is_quantized:
+            raise ValueError(
+                f"`{name}` must be maps of class ids that are stored one by one, got a tensor of {given.dtype}, "
+                f"{given.layout} on {given.device}: make it a dense one, such as with `to_dense`."
+            )
         ids, is_integer = given, not given.is_floating_point() and not given.is_complex()
     else:
-        ids = np.asarray(given)
+        try:
+            ids = np.asarray(given)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"`{name}` must be maps (height, width) of class ids, got one that is no array ({error}): give rows "
+                "of one length."
+            ) from error
         is_integer = ids.dtype.kind in "iub"
     if not is_integer or ids.ndim != 2:
         raise ValueError(
@@ -323,6 +344,30 @@ def _map_of_ids(name: str, given: Any) -> Tensor | np.ndarray:
             f"{tuple(ids.shape)}: take the argmax of logits, and give single maps to `add`, several to `add_batch`."
         )
     return ids
+
+
+def _checked_device(device: torch.device | str) -> torch.device:
+    try:
+        torch.zeros(1, device=device).item()  # which "meta" does not have
+        return torch.device(device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # no such type, not in this build, not in this machine
+        raise ValueError(
+            f"`device` must be a device of this machine, got {device!r} ({error}): give another, such as 'cpu'."
+        ) from error
+
+
+def _refuse_relabelling(options: dict[str, Any]) -> None:
+    if unknown := sorted(options.keys() - {"label_map", "reduce_labels"}):
+        raise ValueError(
+            "The options must be num_labels, ignore_index, nan_to_num, accelerator and those of `evaluate`'s "
+            f"mean_iou, got {unknown} as well: correct or leave out these."
+        )
+    for name, value in options.items():
+        if value:
+            raise ValueError(
+                f"`{name}` must be {None if name == 'label_map' else False}, got {value!r}: change the ids of the "
+                "maps before they are added."
+            )
 
 
 def _refuse_unknown(inputs: dict[str, Any]) -> None:

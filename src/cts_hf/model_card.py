@@ -39,7 +39,7 @@ tags: [semantic-segmentation, vision-transformer, token-sharing, cts, "arxiv:230
 ```
 """
 _RECIPE = """
-Trained with cts_hf; every option is in [`train.yaml`](train.yaml).
+Trained with cts_hf; its options are in [`train.yaml`](train.yaml).
 """
 _RESULTS = """
 ## Results

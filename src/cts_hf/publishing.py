@@ -23,6 +23,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
 from .image_processing_pil_cts import CtsImageProcessingMixin
@@ -104,6 +106,7 @@ def publish(
     Raises:
         ValueError: as [`upload_folder`].
     """
+    _check_repo_id(repo_id)
     name = repo_id.rpartition("/")[2]
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -132,13 +135,15 @@ def upload_folder(
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If a part of the model is missing in the folder, its weights are incomplete or not finite, its
-            image processor does not normalize as its configuration says, or a file holds a token of the Hub.
+        ValueError: If the repository cannot have this name, a part of the model is missing in the folder, its weights
+            are incomplete or not finite, its image processor does not normalize as its configuration says, or a file
+            holds a token of the Hub.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}. Save a model there first.")
-    repo_id = repo_id or folder.resolve().name
+    repo_id = folder.resolve().name if repo_id is None else repo_id
+    _check_repo_id(repo_id)
     files = _files_to_upload(folder)
     left_out = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in files)
     _check(folder, files)
@@ -149,6 +154,19 @@ def upload_folder(
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
     api.create_commit(repository.repo_id, operations, commit_message="Upload model")
     return Upload(repository.repo_id, files, left_out, str(repository))
+
+
+def _check_repo_id(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+        is_valid = isinstance(repo_id, str)  # `None` is valid for this function
+    except HFValidationError:
+        is_valid = False
+    if not is_valid:
+        raise ValueError(
+            f"`repo_id` must be 'owner/name' or 'name', of at most 96 letters, digits, '-', '_' and '.', got "
+            f"{repo_id!r}: give the repository another name."
+        )
 
 
 def _files_to_upload(folder: Path) -> list[str]:

@@ -3,7 +3,7 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 from transformers import HfArgumentParser
 
-from cts_hf.data import SCENE_CLASSES, DataError
+from cts_hf.data import SCENE_CLASSES, DataError, load_segmentation_data
 from cts_hf.data.arguments import DatasetArguments
 
 from .trees import label_ids, write_image, write_label
@@ -47,6 +47,18 @@ def test_a_data_dir_that_is_not_there_is_refused(tmp_path):
             load("--data_dir", data_dir)
         with pytest.raises(DataError, match=r"`data_dir` must be a folder that exists, got .*absent"):
             load("--data_dir", data_dir, "--dataset", "ade20k")
+
+
+def test_no_name_is_no_data_set(tmp_path, monkeypatch):
+    write_image(tmp_path / "images" / "val" / "a.png")
+    write_label(tmp_path / "labels" / "val" / "a.png", [1])
+    monkeypatch.chdir(tmp_path)  # which a path without name would be
+    with pytest.raises(DataError, match="`name_or_path` must be the name or the folder of a data set, got ''"):
+        load("--dataset", "")
+    with pytest.raises(DataError, match="`data_dir` must be a folder that exists, got ''"):
+        load("--data_dir", "")
+    with pytest.raises(DataError, match="There is no folder ''"):
+        load_segmentation_data("ade20k", "")
 
 
 def test_a_folder_without_images_is_refused(tmp_path):

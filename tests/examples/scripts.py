@@ -1,6 +1,7 @@
 """Running the example scripts, in this process and in several."""
 
 import importlib.util
+import io
 import os
 import socket
 import subprocess
@@ -31,15 +32,24 @@ def load_script(monkeypatch, path):
     return module
 
 
+class ClosedPipe(io.StringIO):
+    """A standard output that nobody reads any more."""
+
+    def write(self, _):
+        raise BrokenPipeError("nobody reads this")
+
+
 def launch(script, num_processes, **options):
     """The finished run of an example under `accelerate launch` on the processor."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
     command += ["--num_processes", str(num_processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", str(port), str(ROOT / "examples" / script), *command_line(options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # Without what the tests set, so that it is the script that finds no GPU.
+    environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), environment.get("PYTHONPATH", "")])
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 

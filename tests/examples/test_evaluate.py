@@ -1,4 +1,7 @@
+import io
 import json
+import shutil
+import sys
 
 import pytest
 from PIL import Image
@@ -7,7 +10,7 @@ from cts_hf import CtsImageProcessor
 from cts_hf.data import SCENE_CLASSES, build_scenes
 
 from ..models import tiny_model
-from .scripts import launch, run_main
+from .scripts import ClosedPipe, launch, run_main
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,14 @@ def test_sweep_in_windows(monkeypatch, options):
         picture.load()
 
 
+def test_a_plot_takes_a_name_with_dollars(monkeypatch, options, tmp_path):
+    shutil.copytree(options["model"], tmp_path / "$a^b^c$")
+    run = {**options, "model": tmp_path / "$a^b^c$", "token_reduction": [0, 0.3], "max_samples": 1}
+    run_main(monkeypatch, "evaluate.py", **run)
+    with Image.open(options["output_dir"] / "evaluation.png") as picture:
+        picture.load()
+
+
 def test_enlarged_images_have_more_tokens(monkeypatch, options):
     run_main(monkeypatch, "evaluate.py", **options, shortest_edge=128)
     assert read(options["output_dir"])["results"][0]["input_size"] == [128, 128]
@@ -74,6 +85,43 @@ def test_another_data_set_is_refused(monkeypatch, options, tmp_path):
     CtsImageProcessor().save_pretrained(tmp_path / "other")
     with pytest.raises(SystemExit, match="The data set has 10 classes, the model 3"):
         run_main(monkeypatch, "evaluate.py", **{**options, "model": tmp_path / "other"})
+
+
+REORDERED = (*SCENE_CLASSES[1::-1], *SCENE_CLASSES[2:])
+RENAMED = ("air", *SCENE_CLASSES[1:])
+
+
+@pytest.fixture
+def named_model(tmp_path):
+    """Saves a model with these names of its classes."""
+
+    def save(names):
+        tiny_model(num_labels=10, id2label=dict(enumerate(names))).save_pretrained(tmp_path / "named")
+        CtsImageProcessor(size={"shortest_edge": 64}).save_pretrained(tmp_path / "named")
+        return tmp_path / "named"
+
+    return save
+
+
+def test_classes_in_another_order_than_the_models_are_refused(monkeypatch, options, named_model):
+    first, second = SCENE_CLASSES[:2]
+    message = f"in the order of the model's, got '{first}' for class 0, which is '{second}' in the model"
+    with pytest.raises(SystemExit, match=message):
+        run_main(monkeypatch, "evaluate.py", **{**options, "model": named_model(REORDERED)})
+    assert not (options["output_dir"] / "evaluation.json").exists()
+
+
+def test_classes_of_other_names_than_the_models_are_warned_about(monkeypatch, capsys, options, named_model):
+    run_main(monkeypatch, "evaluate.py", **{**options, "model": named_model(RENAMED)}, max_samples=1)
+    printed = capsys.readouterr().err
+    assert "Warning: 1 of 10 classes have other names in the data set than in the model" in printed
+    assert f"such as class 0: '{SCENE_CLASSES[0]}' and 'air'" in printed
+
+
+@pytest.mark.parametrize("names", [SCENE_CLASSES, [f"class_{index}" for index in range(10)]])
+def test_equal_and_missing_names_are_not_warned_about(monkeypatch, capsys, options, named_model, names):
+    run_main(monkeypatch, "evaluate.py", **{**options, "model": named_model(names)}, max_samples=1)
+    assert "Warning" not in capsys.readouterr().err
 
 
 def refuse_to_load(*_, **__):
@@ -94,8 +142,8 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(monkeypatch, options, tm
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"token_reduction": ["0.3", "nan"]}, "`token_reduction` must be between 0 .* got nan"),
-        ({"token_reduction": "inf"}, "`token_reduction` must be between 0 .* got inf"),
+        ({"token_reduction": ["0.3", "nan"]}, "`token_reduction` must be a number between 0 .* got nan"),
+        ({"token_reduction": "inf"}, "`token_reduction` must be a number between 0 .* got inf"),
         ({"max_samples": 0}, "`max_samples` must be at least 1, got 0"),
         ({"num_workers": -1}, "`num_workers` must be at least 0, got -1"),
         ({"seed": -1}, "`seed` must be at least 0, got -1"),
@@ -163,6 +211,26 @@ def test_results_that_cannot_be_saved_are_printed(monkeypatch, capsys, options):
     with pytest.raises(OSError, match="no space left"):
         run_main(monkeypatch, "evaluate.py", **options, max_samples=1)
     assert "IoU of sky: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("token_reduction", [[0.3], [0, 0.3]])
+def test_results_that_cannot_be_printed_are_saved_and_drawn(monkeypatch, options, token_reduction):
+    monkeypatch.setattr(sys, "stdout", ClosedPipe())
+    with pytest.raises(BrokenPipeError):
+        run_main(monkeypatch, "evaluate.py", **options, token_reduction=token_reduction, max_samples=1)
+    assert len(read(options["output_dir"])["results"]) == len(token_reduction)
+    assert (options["output_dir"] / "evaluation.png").exists() == (len(token_reduction) > 1)
+
+
+def test_names_that_the_output_cannot_encode_are_escaped(monkeypatch, options, tmp_path):
+    shutil.copytree(options["data_dir"], tmp_path / "data")
+    names = ["Straße", *SCENE_CLASSES[1:]]
+    (tmp_path / "data" / "classes.txt").write_text("\n".join(names), encoding="utf-8")
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii", write_through=True))
+    run_main(monkeypatch, "evaluate.py", **{**options, "data_dir": tmp_path / "data"}, max_samples=1)
+    assert rb"IoU of Stra\xdfe: " in printed.getvalue()
+    assert read(options["output_dir"])["classes"] == names
 
 
 def test_nothing_of_the_machine_is_saved(monkeypatch, options):

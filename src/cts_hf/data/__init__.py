@@ -81,6 +81,8 @@ def load_segmentation_data(
         DataError: an option the reader does not have, a missing `data_dir`, or what the reader finds wrong.
     """
     name = str(name_or_path)
+    if not name:
+        raise DataError("`name_or_path` must be the name or the folder of a data set, got '': give one.")
     if name in BENCHMARKS:
         if data_dir is None:
             raise DataError(f"{name!r} needs data_dir, the folder that its official download was unpacked in.")
@@ -101,8 +103,9 @@ def load_segmentation_data(
 
 
 def _refuse_missing(folder: str | Path) -> None:
-    if not Path(folder).is_dir():
-        raise DataError(f"There is no folder {printable(folder)}: give one that holds a data set.")
+    # The path of no name would be the working folder.
+    if not str(folder) or not Path(folder).is_dir():
+        raise DataError(f"There is no folder {printable(folder) or repr(folder)}: give one that holds a data set.")
 
 
 def _is_hub_id(name: str) -> bool:

@@ -65,8 +65,9 @@ class DatasetArguments:
         dataset, data_dir = options.pop("dataset", None), options.pop("data_dir", None)
         if "dataset_config" in options:
             options["config_name"] = options.pop("dataset_config")
-        if data_dir is not None and not Path(data_dir).is_dir():
+        # The path of no name would be the working folder.
+        if data_dir is not None and not (data_dir and Path(data_dir).is_dir()):
             raise DataError(f"`data_dir` must be a folder that exists, got {data_dir!r}: correct it.")
         if dataset is None and data_dir is not None:
             return load_segmentation_data(data_dir, **options)
-        return load_segmentation_data(dataset or "scenes", data_dir, **options)
+        return load_segmentation_data("scenes" if dataset is None else dataset, data_dir, **options)

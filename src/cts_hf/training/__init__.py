@@ -21,6 +21,7 @@ from cts_hf.training.arguments import (
     PolicyOptimizationArguments,
     PolicySourceArguments,
     SuperpatchArguments,
+    check_hub_name,
 )
 from cts_hf.training.checkpoints import CheckpointFolder
 from cts_hf.training.loop import build_accelerator, fit
@@ -33,7 +34,7 @@ from cts_hf.training.models import (
     refuse_other_normalization,
 )
 from cts_hf.training.optimization import build_optimizer, build_scheduler, polynomial_lr
-from cts_hf.training.output import lock_output, refuse_own_sources
+from cts_hf.training.output import is_finished, lock_output, refuse_own_sources
 from cts_hf.training.recipe import parse_recipe, refuse_another_recipe, save_recipe
 from cts_hf.training.saving import push_to_hub, save_card, save_model_folder
 from cts_hf.training.steps import TrainingSteps
@@ -59,8 +60,10 @@ __all__ = [
     "build_processor",
     "build_scheduler",
     "build_segmenter",
+    "check_hub_name",
     "encoder_normalization",
     "fit",
+    "is_finished",
     "lock_output",
     "parse_recipe",
     "polynomial_lr",

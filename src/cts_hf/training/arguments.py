@@ -14,7 +14,6 @@
 # ruff: noqa: RUF009 - `option` is `dataclasses.field`
 """What a training run can be told: the options of `examples/train.py` and `examples/train_policy.py`."""
 
-import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ from cts_hf.inference import InferenceOptions
 
 STREAM_SHUFFLE_BUFFER = 1000
 MAX_SEED = 2**32 - 1  # of numpy
+# Not in recipes: they replace, go on with or upload what is not the recipe's own.
+COMMAND_LINE_ONLY = frozenset({"overwrite_output_dir", "resume_from_checkpoint", "push_to_hub"})
 # What may differ when a run is resumed: where it goes, how long it is, and what it reports, evaluates and saves on the
 # way. All else would make another model than the options saved beside it say.
 FREE_ON_RESUME = frozenset(
@@ -60,25 +61,34 @@ def option(default, help: str, **metadata):
     return field(default=default, metadata={"help": help, **metadata})
 
 
-_FROM_0, _FROM_1 = (0, math.inf), (1, math.inf)
+# Upper bounds are far above any use: what exceeds them is a mistake that would end in an overflow, or never.
+_LARGEST = 10**9
+_FROM_0, _FROM_1 = (0, _LARGEST), (1, _LARGEST)
+_PIXELS = (1, 100_000)
+_LAYERS = (0, 1000)
+_EPOCHS = (0, 1_000_000)
+_LEARNING_RATE = (-1000, 1000)  # that it is above 0 is checked apart
+_THREADS = 1024
 
 
 def refuse_outside(options: Any, **bounds: tuple[float, float]) -> None:
     """
-    Refuses numbers, or lists with numbers, that are not finite or outside of their bounds, with a `ValueError`.
+    Refuses numbers, or lists with numbers, that are NaN or outside of their bounds, with a `ValueError`.
 
     Args:
         options: dataclass.
-        bounds: of some of its fields the lowest and the highest value allowed. All others need only be finite.
+        bounds: of some of its fields the lowest and the highest value allowed. All others: -1e9 to 1e9.
     """
     for entry in fields(options):
         value = getattr(options, entry.name)
-        low, high = bounds.get(entry.name, (-math.inf, math.inf))
+        low, high = bounds.get(entry.name, (-_LARGEST, _LARGEST))
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not (math.isfinite(number) and low <= number <= high):
-                allowed = "a finite number" if low == -math.inf else f"at least {low}"
-                if high != math.inf:
-                    allowed = f"between {low} and {high}"
+            if isinstance(number, int | float) and not low <= number <= high:
+                allowed = f"between {low} and {high}"
+                if low == -high:
+                    allowed = f"a finite number of at most {high} in magnitude"
+                elif high == _LARGEST:
+                    allowed = f"at least {low} and at most {high}"
                 raise ValueError(f"{entry.name} is {value}, it must be {allowed}.")
 
 
@@ -114,7 +124,13 @@ class DataArguments(DatasetArguments):
             value = getattr(self, name)
             if value is not None and len(value) != count:
                 raise ValueError(f"{name} is {value}, it must be {count} numbers.")
-        refuse_outside(self, num_workers=_FROM_0, max_eval_samples=_FROM_1)
+        refuse_outside(
+            self,
+            **dict.fromkeys(("crop_size", "base_size", "eval_window", "eval_stride"), _PIXELS),
+            scale_range=(-100, 100),  # that it is above 0 is for the transform to check
+            num_workers=(0, _THREADS),
+            max_eval_samples=_FROM_1,
+        )
         # Options that do not fit each other are refused now, not when they are first used.
         self.transform(CtsPolicyConfig())
         self.inference()
@@ -192,19 +208,26 @@ class OptimizationArguments:
     save_steps: int = option(1000, "Write a checkpoint to resume from every so many steps. 0: never.")
     save_total_limit: int = option(2, "Checkpoints to keep.")
     logging_steps: int = option(10, "Report loss and learning rate every so many steps.")
-    report_to: list[str] = option([], "Trackers of accelerate, such as tensorboard or wandb, or 'all'.")
+    report_to: list[str] = option([], "Trackers of accelerate, such as tensorboard or wandb, 'all', or 'none'.")
     push_to_hub: bool = option(False, "Upload the finished model.")
     hub_model_id: str | None = option(None, "Repository to upload to, the name of output_dir by default.")
 
     def __post_init__(self):
         refuse_outside(
             self,
-            **dict.fromkeys(("batch_size", "gradient_accumulation_steps", "save_total_limit", "cpu_threads"), _FROM_1),
-            **dict.fromkeys(("max_steps", "num_epochs", "eval_steps", "save_steps", "warmup_steps"), _FROM_0),
+            **dict.fromkeys(("batch_size", "gradient_accumulation_steps", "save_total_limit"), _FROM_1),
+            **dict.fromkeys(("max_steps", "eval_steps", "save_steps", "warmup_steps"), _FROM_0),
             **dict.fromkeys(("weight_decay", "lr_power", "max_grad_norm"), _FROM_0),
+            num_epochs=_EPOCHS,
+            learning_rate=_LEARNING_RATE,
+            cpu_threads=(1, _THREADS),
             logging_steps=_FROM_1,
             seed=(0, MAX_SEED),
         )
+        if "none" in self.report_to:
+            if len(self.report_to) > 1:
+                raise ValueError(f"report_to is {self.report_to}, it must be 'none' alone or without it.")
+            self.report_to = []
         if self.hub_model_id is not None:
             validate_repo_id(self.hub_model_id)
         if self.learning_rate <= 0:
@@ -215,6 +238,28 @@ class OptimizationArguments:
             raise ValueError(
                 f"min_lr is {self.min_lr}, it must be between 0 and learning_rate, which is {self.learning_rate}."
             )
+
+
+def check_hub_name(args: OptimizationArguments) -> None:
+    """
+    Refuses to upload to a repository that cannot exist, before anything is trained.
+
+    Args:
+        args: `output_dir` must be set.
+
+    Raises:
+        ValueError: neither `hub_model_id` nor the name of `output_dir` can be the name of a repository.
+    """
+    if not args.push_to_hub:
+        return
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    try:
+        validate_repo_id(name)
+    except ValueError as error:
+        raise ValueError(
+            f"`hub_model_id`, or else the last part of `output_dir`, must be a name that a repository on the Hub can "
+            f"have, got {name!r} ({error}): pass --hub_model_id NAME or --hub_model_id OWNER/NAME."
+        ) from error
 
 
 @dataclass
@@ -257,7 +302,11 @@ class ModelArguments:
     token_reduction: float = option(0.3, "Fraction of the patch tokens that sharing removes, 0 to 0.75.")
 
     def __post_init__(self):
-        refuse_outside(self)
+        refuse_outside(
+            self,
+            **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "decoder_num_hidden_layers"), _LAYERS),
+            **dict.fromkeys(("patch_size", "hidden_size"), _PIXELS),
+        )
         if self.model and self.backbone_weights:
             raise ValueError(
                 f"model ({self.model!r}) has an encoder and backbone_weights is {self.backbone_weights!r}: give one."
@@ -287,7 +336,8 @@ class PolicyArguments:
     policy_image_std: list[float] | None = option(None, "Standard deviation, likewise.", nargs=3)
 
     def __post_init__(self):
-        refuse_outside(self)
+        # The largest EfficientNet, L2, has 4.3 and 5.3.
+        refuse_outside(self, policy_width_coefficient=(0, 10), policy_depth_coefficient=(0, 10))
         _check_normalization(self, "policy_image_mean", "policy_image_std")
 
 
@@ -300,7 +350,7 @@ class SuperpatchArguments:
     squash: bool = option(False, "Train on whole images squashed to crop_size x crop_size, as the paper's code did.")
 
     def __post_init__(self):
-        refuse_outside(self, patch_size=_FROM_1, token_reduction=(0, 0.75))
+        refuse_outside(self, patch_size=_PIXELS, token_reduction=(0, 0.75))
 
 
 @dataclass
@@ -313,7 +363,7 @@ class PolicySourceArguments:
     policy_loss_weight: float = option(0.0, "Train the policy jointly, with this weight of its loss. 0: frozen.")
 
     def __post_init__(self):
-        refuse_outside(self, policy_epochs=_FROM_0, policy_loss_weight=_FROM_0)
+        refuse_outside(self, policy_epochs=_EPOCHS, policy_learning_rate=_LEARNING_RATE, policy_loss_weight=_FROM_0)
         if self.policy_learning_rate <= 0:
             raise ValueError(f"policy_learning_rate is {self.policy_learning_rate}, it must be above 0.")
         if self.policy and self.policy_epochs:

@@ -17,11 +17,13 @@ that a file may hold.
 """
 
 import json
+import math
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.other import load as load_weights_only
@@ -55,13 +57,13 @@ class CheckpointFolder:
         self.total_limit = total_limit
 
     def list(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
+        """Whole checkpoints in the order in which they were written; damaged ones last, so that they are noticed."""
         found = [
             path
             for path in self.folder.glob("step_*")
             if _NAME.fullmatch(path.name) and ((path / PROGRESS).is_file() or any(path.glob(_PICKLES)))
         ]
-        return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
+        return sorted(found, key=lambda path: (_serial(path), int(_NAME.fullmatch(path.name)[1])))
 
     def find(self, which: str) -> Path | None:
         """
@@ -113,7 +115,9 @@ class CheckpointFolder:
             accelerator.save_state(str(unfinished))
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                (unfinished / PROGRESS).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
+                # Steps do not tell which is the latest, where a run was resumed from an earlier one.
+                serial = 1 + max(filter(math.isfinite, map(_serial, self.list())), default=0)
+                _write_progress(unfinished, {"serial": serial, **progress})
                 self._delete(self.folder / name)  # a run that was resumed from an earlier checkpoint comes by again
                 self._move(unfinished, self.folder / name)
                 for old in self.list()[: -self.total_limit]:
@@ -129,6 +133,25 @@ class CheckpointFolder:
             ) from error
         accelerator.wait_for_everyone()
 
+    def update(self, accelerator: Accelerator, step: int, progress: dict[str, Any]) -> None:
+        """Replaces what the checkpoint of this step was given as `progress`."""
+        checkpoint = self.folder / f"step_{step:08d}"
+        if accelerator.is_main_process:
+            with self.output.writing(self._relative(checkpoint)) as unfinished:
+                _write_progress(unfinished, {"serial": _serial(checkpoint), **progress})
+        accelerator.wait_for_everyone()
+
+    def delete_leftovers(self) -> None:
+        """Deletes what was written of checkpoints that are not whole, as a killed run leaves them."""
+        whole = {self._relative(path) for path in self.list()}
+        prefix = f"{CHECKPOINTS}/"
+        names = [
+            name
+            for name in sorted(self.output.written)
+            if name.startswith(prefix) and "/".join(name.split("/")[:2]) not in whole and self.output.may_delete(name)
+        ]
+        self.output.delete(names)
+
     def read_progress(self, checkpoint: Path) -> dict[str, Any]:
         """
         What [`save`] was given as `progress`.
@@ -143,9 +166,13 @@ class CheckpointFolder:
                 "in another --output_dir."
             )
         try:
-            return json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+            parts = [progress[name] for name in ("progress", "options", "data")]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise _damaged(checkpoint / PROGRESS, error) from error
+        if not all(isinstance(part, dict) for part in parts):
+            raise _damaged(checkpoint / PROGRESS, TypeError("progress, options and data must be mappings"))
+        return progress
 
     def load(self, accelerator: Accelerator, checkpoint: Path) -> None:
         """
@@ -170,26 +197,52 @@ class CheckpointFolder:
                 raise _damaged(file, error) from error
         try:
             accelerator.load_state(str(checkpoint))
+            for optimizer in accelerator._optimizers:
+                _check_shapes(optimizer.optimizer)
         except Exception as error:
             raise _damaged(checkpoint, error) from error
 
     def _move(self, unfinished: Path, checkpoint: Path) -> None:
-        """Moves the files of a checkpoint to their place, the one that makes it whole last."""
+        """Moves a checkpoint to its place at once, or file by file where others have put files there."""
         names = sorted((path.name for path in unfinished.iterdir()), key=lambda name: name == PROGRESS)
         self.output.record(f"{self._relative(checkpoint)}/{name}" for name in names)
-        checkpoint.mkdir(exist_ok=True)  # it exists if others have put files there
-        for name in names:
-            os.replace(unfinished / name, checkpoint / name)
+        if not checkpoint.exists():
+            os.replace(unfinished, checkpoint)
+        else:
+            for name in names:  # the one that makes it whole last
+                os.replace(unfinished / name, checkpoint / name)
         self.output.delete([f"{self._relative(unfinished)}/"])
 
     def _delete(self, checkpoint: Path) -> None:
         """Deletes what was written of a checkpoint, the file that makes it whole first."""
         prefix = f"{self._relative(checkpoint)}/"
-        names = sorted(name for name in self.output.written if name.startswith(prefix))
+        names = [name for name in self.output.written if name.startswith(prefix) and self.output.may_delete(name)]
         self.output.delete(sorted(names, key=lambda name: not name.endswith(f"/{PROGRESS}")))
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.output.path).as_posix()
+
+
+def _serial(checkpoint: Path) -> float:
+    """As which one, counted from 1, a checkpoint was written; infinity if it does not say, as it is damaged."""
+    try:
+        serial = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))["serial"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+    return serial if isinstance(serial, int) else math.inf
+
+
+def _write_progress(folder: Path, progress: dict[str, Any]) -> None:
+    (folder / PROGRESS).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
+    for parameter, state in optimizer.state.items():
+        shapes = {tuple(value.shape) for value in state.values() if isinstance(value, torch.Tensor) and value.ndim}
+        if shapes - {tuple(parameter.shape)}:
+            raise ValueError(
+                f"the optimizer has states of the shapes {shapes} for weights of {tuple(parameter.shape)}"
+            )
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

@@ -17,7 +17,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +25,19 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
+from cts_hf.command_line import new_accelerator
 from cts_hf.data import StreamingSamples, TrainingSamples
-from cts_hf.training.arguments import FREE_ON_RESUME, OptimizationArguments
+from cts_hf.training.arguments import OptimizationArguments
 from cts_hf.training.checkpoints import CheckpointFolder
 from cts_hf.training.finite import FiniteLoss
 from cts_hf.training.optimization import build_optimizer, build_scheduler
-from cts_hf.training.output import BEST, delete_earlier_run, lock_output, refuse_earlier_run
-from cts_hf.training.recipe import effective_options, refuse_changed_options
+from cts_hf.training.output import BEST, lock_output, refuse_earlier_run
+from cts_hf.training.recipe import effective_options
+from cts_hf.training.resume import Progress, resume_or_start, run_state
 from cts_hf.training.steps import Batch, TrainingSteps
 from cts_hf.training.tasks import Task
-
-
-@dataclass
-class Progress:
-    """Where a run is; part of every checkpoint."""
-
-    step: int = 0
-    epoch: int = 0
-    step_of_epoch: int = 0
-    best_score: float | None = None
-    num_processes: int = 1
 
 
 def build_accelerator(args: OptimizationArguments, arguments: Sequence[Any] = ()) -> Accelerator:
@@ -66,14 +55,10 @@ def build_accelerator(args: OptimizationArguments, arguments: Sequence[Any] = ()
     if missing := sorted(set(args.report_to) - {"all", *available}):
         raise ValueError(f"report_to has {missing}, installed are {available or 'none'}: pip install what is missing.")
     refuse_earlier_run(args)
-    # Without an accelerator, several processes have to be told to meet on the CPU.
-    on_cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=args.mixed_precision,
-        log_with=args.report_to or None,
-        project_dir=args.output_dir,
+    accelerator = new_accelerator(
+        mixed_precision=args.mixed_precision, log_with=args.report_to or None, project_dir=args.output_dir
     )
+    args.mixed_precision = accelerator.mixed_precision  # what the environment says, if the options do not
     if accelerator.device.type == "cpu":
         torch.set_num_threads(args.cpu_threads or max(1, _num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     if args.report_to:
@@ -132,7 +117,7 @@ def _fit(
     task.check(accelerator)
     # Dropout and drop path differ between processes, weights do not: they were made before.
     set_seed(args.seed, device_specific=True)
-    progress = _resume_or_start(checkpoints, task, scheduler, args, accelerator)
+    progress = resume_or_start(checkpoints, task, samples, scheduler, args, accelerator, steps.total)
 
     bar = tqdm(
         total=steps.total,
@@ -142,6 +127,9 @@ def _fit(
     )
     model.train()
     finite = FiniteLoss(accelerator.device)
+    if progress.evaluation_due:
+        _evaluate(task, model, progress, args, accelerator, bar.write)
+        checkpoints.update(accelerator, progress.step, run_state(progress, task, samples))
     epochs = steps.iterate(progress.epoch, progress.step_of_epoch)
     while progress.step < steps.total:
         progress.epoch, step_of_epoch, batches = next(epochs)
@@ -173,55 +161,17 @@ def _fit(
             values = {"loss": accelerator.reduce(loss).item(), "learning_rate": learning_rate}
             bar.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{learning_rate:.1e}")
             accelerator.log({f"{task.name}/{name}": value for name, value in values.items()}, step=progress.step)
+        # Before the evaluation, which may fail, and draws no random numbers that a later step would miss.
+        progress.evaluation_due = evaluates
+        if saves:
+            checkpoints.save(accelerator, progress.step, run_state(progress, task, samples))
         if evaluates:
             _evaluate(task, model, progress, args, accelerator, bar.write)
-        # Last, so that a checkpoint holds the random states that the next step starts from.
-        if saves:
-            state = {
-                "progress": asdict(progress),
-                "scheduler": scheduler.state_dict(),
-                "options": effective_options(task.arguments),
-            }
-            checkpoints.save(accelerator, progress.step, state)
+            if saves:
+                checkpoints.update(accelerator, progress.step, run_state(progress, task, samples))
     bar.close()
+    finite.check(task.model, accelerator)  # once more, as a checkpoint may have left no step to make
     return accelerator.unwrap_model(model)
-
-
-def _resume_or_start(
-    checkpoints: CheckpointFolder,
-    task: Task,
-    scheduler: LRScheduler,
-    args: OptimizationArguments,
-    accelerator: Accelerator,
-) -> Progress:
-    progress = Progress(num_processes=accelerator.num_processes)
-    checkpoint = checkpoints.find(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
-    if checkpoint is not None:
-        progress = _resume(checkpoints, checkpoint, task, scheduler, accelerator)
-    elif args.resume_from_checkpoint:
-        accelerator.print("No checkpoint yet: starting anew.")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and not checkpoints.contains(checkpoint):
-        delete_earlier_run(args.output_dir)
-    accelerator.wait_for_everyone()
-    return progress
-
-
-def _resume(
-    checkpoints: CheckpointFolder, checkpoint: Path, task: Task, scheduler: LRScheduler, accelerator: Accelerator
-) -> Progress:
-    state = checkpoints.read_progress(checkpoint)
-    num_processes = state["progress"]["num_processes"]
-    if num_processes != accelerator.num_processes:
-        raise ValueError(
-            f"{checkpoint} was written by {num_processes} processes, these are {accelerator.num_processes}: each "
-            "process has random states of its own, so resume with as many."
-        )
-    refuse_changed_options(state["options"], task.arguments, checkpoint, FREE_ON_RESUME)
-    accelerator.print(f"Resuming from {checkpoint}.")
-    checkpoints.load(accelerator, checkpoint)
-    scheduler.load_state_dict(state["scheduler"])
-    return Progress(**state["progress"])
 
 
 def _backward(model: nn.Module, batches: list[Batch], task: Task, accelerator: Accelerator) -> torch.Tensor:
@@ -260,6 +210,7 @@ def _evaluate(
         progress.best_score = score
         if accelerator.is_main_process:
             task.save(Path(args.output_dir), metrics, BEST)
+    progress.evaluation_due = False
     accelerator.wait_for_everyone()
 
 

@@ -50,6 +50,15 @@ def polynomial_lr(
     return (base_lr - min_lr) * max(left, 0.0) ** power + min_lr
 
 
+def set_step(scheduler: LambdaLR, step: int) -> None:
+    """Puts a schedule, and the learning rates of its optimizer, to where they are after `step` steps."""
+    rates = [base * rate(step) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    state = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+    scheduler.load_state_dict({**scheduler.state_dict(), **state})
+
+
 def build_scheduler(optimizer: torch.optim.Optimizer, args: OptimizationArguments, total_steps: int) -> LambdaLR:
     """Schedule of the learning rate, to be stepped once an optimizer step."""
 

@@ -13,13 +13,14 @@
 # limitations under the License.
 """What a run may do in its output folder, where an earlier run or somebody else has left files."""
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from accelerate import Accelerator
 
-from cts_hf.output_folder import OutputFolder
+from cts_hf.output_folder import UNFINISHED, OutputFolder
 from cts_hf.publishing import CODE_FILES, WEIGHT_FILES
 from cts_hf.training.arguments import OptimizationArguments
 from cts_hf.training.checkpoints import CHECKPOINT_FILES, CHECKPOINTS, CheckpointFolder
@@ -35,6 +36,8 @@ _PATTERNS = (
     *(f"{BEST}/{name}" for name in _MODEL_FILES),
     *(f"{CHECKPOINTS}/step_*/{name}" for name in CHECKPOINT_FILES),
 )
+# What a run leaves on its way, and makes again.
+_ON_THE_WAY = (f"{BEST}/", f"{CHECKPOINTS}/")
 
 
 def lock_output(output_dir: str | Path, accelerator: Accelerator) -> AbstractContextManager:
@@ -55,8 +58,16 @@ def refuse_earlier_run(args: OptimizationArguments) -> None:
     resumed = checkpoints.find(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
     if resumed is not None:
         checkpoints.read_progress(resumed)  # refuses those of earlier versions, by name
+    for name in (BEST, CHECKPOINTS):
+        if os.path.lexists(folder.path / name) and not (folder.path / name).is_dir():
+            raise ValueError(f"{folder.path / name} must be a folder or not be there: move it away.")
     folder.refuse_existing(_PATTERNS, overwrite=True)
     if args.overwrite_output_dir or checkpoints.contains(resumed):
+        return
+    if args.resume_from_checkpoint == "latest":
+        # A run that was killed before its first checkpoint starts anew.
+        if is_finished(folder.path):
+            folder.refuse_existing(_MODEL_FILES)
         return
     if not args.resume_from_checkpoint and (found := checkpoints.list()):
         raise ValueError(
@@ -67,15 +78,21 @@ def refuse_earlier_run(args: OptimizationArguments) -> None:
     folder.refuse_existing(_PATTERNS)
 
 
-def refuse_own_sources(output_dir: str | Path, sources: Mapping[str, str | None]) -> None:
+def is_finished(folder: Path) -> bool:
+    """Whether a run has left its model in a folder; the recipe is the last of the files that come there."""
+    return (folder / RECIPE_FILE).exists()
+
+
+def refuse_own_sources(output_dir: str | Path, sources: Mapping[str, str | None], subfolder: str = "") -> None:
     """
     Refuses sources that lie where the run writes, as it would replace them.
 
     Args:
         output_dir: folder of the run.
         sources: by the name of its option, what is read: a path, an id on the Hub, or None.
+        subfolder: of another run, in the folder of this one.
     """
-    own = Path(output_dir).resolve()
+    own = (Path(output_dir) / subfolder).resolve()
     for name, source in sources.items():
         if source is None or not Path(source).exists():
             continue
@@ -88,10 +105,16 @@ def refuse_own_sources(output_dir: str | Path, sources: Mapping[str, str | None]
             )
 
 
-def delete_earlier_run(output_dir: str | Path) -> None:
-    """Deletes all that earlier runs are recorded to have written, and says how many files that were."""
-    folder = OutputFolder(output_dir)
-    if written := folder.written:
-        there = sum((folder.path / name).exists() for name in written)
-        folder.delete(written)
-        print(f"Deleted {there} files of an earlier run in {output_dir}.")
+def delete_earlier_run(args: OptimizationArguments) -> None:
+    """
+    Deletes what earlier runs are recorded to have written, and says how many files that were: all of it to overwrite
+    the folder, else what a killed run has left on its way.
+    """
+    folder = OutputFolder(args.output_dir)
+    names = sorted(folder.written)
+    if not args.overwrite_output_dir:
+        unfinished = [name for name in names if PurePosixPath(name).name.startswith(UNFINISHED) and name.endswith("/")]
+        names = [name for name in names if name.startswith(_ON_THE_WAY)] + [n for n in unfinished if "/" not in n[:-1]]
+    if there := sum((folder.path / name).exists() for name in names):
+        folder.delete(names)
+        print(f"Deleted {there} files of an earlier run in {args.output_dir}.")

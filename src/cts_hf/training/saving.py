@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin
@@ -51,14 +52,20 @@ def save_model_folder(
 
     Raises:
         ValueError: an image processor that does not normalize as the model's configuration says, files that no run
-            wrote in the way, or another run that is writing there.
+            wrote in the way, another run that is writing there, or a disk that is full.
     """
     check_normalization(model.config, processor)
-    with OutputFolder(folder) as output, output.writing(subfolder) as unfinished:
-        model.save_pretrained(unfinished)
-        processor.save_pretrained(unfinished)
-        save_recipe(unfinished, arguments)
-        _write_card(unfinished, model, metrics, title, (output.path / subfolder).resolve().name)
+    try:
+        with OutputFolder(folder) as output, output.writing(subfolder) as unfinished:
+            model.save_pretrained(unfinished)
+            processor.save_pretrained(unfinished)
+            save_recipe(unfinished, arguments)
+            _write_card(unfinished, model, metrics, title, (output.path / subfolder).resolve().name)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"The model could not be written to {Path(folder) / subfolder}: {error}. Make room there or mend what is "
+            "wrong; a run that has checkpoints goes on with --resume_from_checkpoint latest."
+        ) from error
 
 
 def save_card(folder: str | Path, model: PreTrainedModel, metrics: dict[str, float], title: str | None = None) -> None:
@@ -81,5 +88,14 @@ def push_to_hub(folder: str | Path, repo_id: str | None = None) -> str:
 
     Returns:
         its address.
+
+    Raises:
+        ValueError: the upload failed; the folder is as it was.
     """
-    return upload_folder(folder, repo_id).url
+    try:
+        return upload_folder(folder, repo_id).url
+    except Exception as error:  # no login, no network, no right to write: each has an error of its own
+        raise ValueError(
+            f"The model is in {folder}, but it could not be uploaded: {error}. Mend that, and upload it with "
+            f"examples/push_to_hub.py --folder {folder}."
+        ) from error

@@ -1,0 +1,43 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the commands share: the processes that they run in, and how they print."""
+
+import sys
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+
+def new_accelerator(**options: Any) -> Accelerator:
+    """
+    The accelerator of a command, in one process or in several, on the devices of the machine or on its CPU.
+
+    Args:
+        options: of [`~accelerate.Accelerator`], all but `cpu`.
+    """
+    # Without devices, processes have to be told to meet on the CPU: else each takes itself for the only one.
+    return Accelerator(cpu=not torch.accelerator.is_available(), **options)
+
+
+def print_text(text: object) -> None:
+    """
+    Prints to the standard output. What its encoding does not have, such as letters of a class name where it is ASCII,
+    is escaped: `print` would raise an error.
+    """
+    encoding = sys.stdout.encoding or "utf-8"  # a stream of the user's in its place may have none
+    print(str(text).encode(encoding, "backslashreplace").decode(encoding))
+
+
+__all__ = ["new_accelerator", "print_text"]

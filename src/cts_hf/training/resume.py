@@ -1,0 +1,167 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Where a training run starts: anew, or where a checkpoint left it that was made with the same options and data."""
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from datasets import Dataset
+from torch.optim.lr_scheduler import LambdaLR
+
+from cts_hf.data import StreamingSamples, TrainingSamples
+from cts_hf.training.arguments import FREE_ON_RESUME, OptimizationArguments
+from cts_hf.training.checkpoints import PROGRESS, CheckpointFolder
+from cts_hf.training.optimization import set_step
+from cts_hf.training.output import delete_earlier_run
+from cts_hf.training.recipe import effective_options, refuse_changed_options
+from cts_hf.training.tasks import Task
+
+
+@dataclass
+class Progress:
+    """
+    Where a run is; part of every checkpoint.
+
+    Attributes:
+        step: optimizer steps made.
+        epoch, step_of_epoch: where in the data the next step starts.
+        best_score: of the model in `best`; `None` if there is none.
+        num_processes: of the run.
+        evaluation_due: whether this step is to be evaluated, and has not been yet.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    step_of_epoch: int = 0
+    best_score: float | None = None
+    num_processes: int = 1
+    evaluation_due: bool = False
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], place: Path) -> "Progress":
+        """The progress in a file; raises `ValueError` if it is none."""
+        names = {entry.name for entry in fields(cls)}
+        counts = [values.get(name) for name in ("step", "epoch", "step_of_epoch", "num_processes")]
+        best = values.get("best_score")
+        if (
+            values.keys() != names
+            or not all(type(count) is int and 0 <= count < 2**53 for count in counts)
+            or not (best is None or (isinstance(best, float | int) and math.isfinite(best)))
+            or not isinstance(values["evaluation_due"], bool)
+        ):
+            raise ValueError(
+                f"{place} must say where a run is ({', '.join(sorted(names))}), got {values}: it is damaged. Resume "
+                "from another checkpoint."
+            )
+        return cls(**values)
+
+
+def run_state(progress: Progress, task: Task, samples: TrainingSamples | StreamingSamples) -> dict[str, Any]:
+    """What a checkpoint says of a run: its progress, options and data."""
+    return {
+        "progress": asdict(progress),
+        "options": effective_options(task.arguments),
+        "data": _describe_data(task, samples),
+    }
+
+
+def resume_or_start(
+    checkpoints: CheckpointFolder,
+    task: Task,
+    samples: TrainingSamples | StreamingSamples,
+    scheduler: LambdaLR,
+    args: OptimizationArguments,
+    accelerator: Accelerator,
+    total_steps: int,
+) -> Progress:
+    """
+    Loads the checkpoint that `args` name, or clears the output folder for a new run.
+
+    Raises:
+        ValueError: a checkpoint that is damaged, or of other options, other data, more processes or more steps.
+    """
+    progress = Progress(num_processes=accelerator.num_processes)
+    checkpoint = checkpoints.find(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+    if checkpoint is not None:
+        progress = _resume(checkpoints, checkpoint, task, samples, accelerator, total_steps)
+        set_step(scheduler, progress.step)
+    elif args.resume_from_checkpoint:
+        accelerator.print("No checkpoint yet: starting anew.")
+    accelerator.wait_for_everyone()
+    continues = checkpoints.contains(checkpoint)
+    if not continues:
+        progress.best_score = None  # its model is in another folder
+    if accelerator.is_main_process:
+        if continues:
+            checkpoints.delete_leftovers()
+        else:
+            delete_earlier_run(args)
+    accelerator.wait_for_everyone()
+    return progress
+
+
+def _resume(
+    checkpoints: CheckpointFolder,
+    checkpoint: Path,
+    task: Task,
+    samples: TrainingSamples | StreamingSamples,
+    accelerator: Accelerator,
+    total_steps: int,
+) -> Progress:
+    state = checkpoints.read_progress(checkpoint)
+    progress = Progress.from_json(state["progress"], checkpoint / PROGRESS)
+    if progress.num_processes != accelerator.num_processes:
+        raise ValueError(
+            f"{checkpoint} was written by {progress.num_processes} processes, these are {accelerator.num_processes}: "
+            "each process has random states of its own, so resume with as many."
+        )
+    refuse_changed_options(state["options"], task.arguments, checkpoint, FREE_ON_RESUME)
+    _refuse_changed_data(state["data"], _describe_data(task, samples), checkpoint)
+    if progress.step > total_steps:
+        raise ValueError(
+            f"{checkpoint} was written after {progress.step} steps, and these options ask for {total_steps}: resume "
+            "from an earlier checkpoint, or with more --max_steps or --num_epochs."
+        )
+    accelerator.print(f"Resuming from {checkpoint}.")
+    checkpoints.load(accelerator, checkpoint)
+    return progress
+
+
+def _describe_data(task: Task, samples: TrainingSamples | StreamingSamples) -> dict[str, Any]:
+    """The data of a run as far as it can be told without reading images."""
+    described: dict[str, Any] = {"classes": list(task.model.config.id2label.values())}
+    rows = samples.dataset
+    if isinstance(rows, Dataset):
+        described["training images"] = len(rows)
+        if "name" in rows.column_names:
+            names = "\n".join(rows.with_format(None)["name"])
+            described["digest of their names"] = hashlib.sha256(names.encode()).hexdigest()[:16]
+    return described
+
+
+def _refuse_changed_data(saved: dict[str, Any], current: dict[str, Any], checkpoint: Path) -> None:
+    differences = [
+        f"{name} {saved.get(name)!r} -> {current.get(name)!r}"
+        for name in sorted(saved.keys() | current.keys())
+        if saved.get(name) != current.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{checkpoint} was made with other data: {', '.join(differences)}. Resume with the former data, or start "
+            "a new run in another --output_dir."
+        )
