@@ -68,7 +68,7 @@ def test_paths_of_sixteen_bit_pictures_are_scaled(processor, suffix, tmp_path):
     assert torch.equal(processor(str(path), return_tensors="pt").pixel_values, expected)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.float32])
 @pytest.mark.parametrize("do_rescale", [True, False])
 def test_zeros_are_black_whatever_their_type(processor, dtype, do_rescale):
     image = np.zeros((40, 50, 3), dtype)
@@ -121,10 +121,13 @@ def test_values_in_range_are_taken_as_they_are(processor, image, options):
         (Image.fromarray(FRACTIONS[..., 0]), {}, "mode 'F' must have values from 0 to 255, got 0 to 1"),
         (Image.fromarray(FRACTIONS[..., 0]), {"do_convert_rgb": False}, "from 0 to 255, got 0 to 1, which is black"),
         (Image.fromarray(LEVELS[..., 0].astype(np.int32) * 257), {}, "mode 'I' must have values from 0 to 255"),
+        (LEVELS.astype(np.uint16), {}, "from 0 to 65535, got 0 to 255, which is black there and looks like 0 to 255"),
+        (torch.from_numpy(LEVELS.astype(np.uint16)), {}, "from 0 to 65535, got 0 to 255, which is black there"),
+        (Image.fromarray(LEVELS[..., 0].astype(np.uint16)), {}, "mode 'I;16' must have values from 0 to 65535, got 0"),
         (LEVELS[:0], {}, r"Image 1 must have pixels, got the shape \(0, 50, 3\)"),
     ],
 )
-def test_values_out_of_range_are_refused(processor, image, options, message):
+def test_values_out_of_range_or_ambiguous_are_refused(processor, image, options, message):
     good = Image.new(image.mode, (50, 40)) if isinstance(image, Image.Image) else np.zeros_like(LEVELS)
     with pytest.raises(ValueError, match=message):
         processor([good, image], **options)
@@ -137,9 +140,10 @@ def test_values_on_a_device_are_checked_without_waiting_for_it(monkeypatch):
     image = torch.zeros(3, 40, 50, device="meta")
     assert check_images([image], white=255, do_convert_rgb=True) == [image]
     check_images([image.to(torch.uint8), image.to(torch.uint16)], white=255, do_convert_rgb=True)
-    [(condition, message)] = asserted  # integers of these types need none
-    assert condition.device.type == "meta"
+    (condition, message), (wide_condition, wide_message) = asserted  # uint8 needs none
+    assert condition.device.type == wide_condition.device.type == "meta"
     assert message.startswith("Image 0 must have values from 0 to 255: pass do_rescale=False")
+    assert wide_message.startswith("Image 1 must have values from 0 to 65535: convert what holds 0 to 255 to 8 bits")
 
 
 def test_images_that_resizing_would_blow_up_are_refused(processor):

@@ -184,7 +184,8 @@ class CtsImageProcessingMixin:
         Raises:
             `ValueError`: for segmentation maps that do not fit the images, for options without a meaning here, for
             values that the options do not expect (from 0 to 255 to be rescaled, else from 0 to 1; 16-bit values are
-            scaled), and for images so long and narrow that they would have over 2**24 pixels once resized.
+            scaled from 0 to 65535, so that those of 10 or 12 bits are dark and those of 8 are refused), and for
+            images so long and narrow that they would have over 2**24 pixels once resized.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 

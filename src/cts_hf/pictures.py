@@ -74,7 +74,8 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     Transparency is dropped: what was drawn below it shows. Grey pictures of 16 bits are scaled to 8.
 
     Raises:
-        ValueError: values that are out of range or have no certain meaning, such as floats from 0 to 1.
+        ValueError: values that are out of range or have no certain meaning, such as floats from 0 to 1, or values
+            from 0 to 255 in a picture of 16 bits.
     """
     upright = ImageOps.exif_transpose(picture)
     upright.format = picture.format  # says what the values of mode "I" are
