@@ -21,6 +21,7 @@ from PIL import Image
 from cts_hf.image_processing_cts import CtsImageProcessor
 from cts_hf.image_processing_inputs_cts import check_images, check_resized_size
 from cts_hf.image_processing_pil_cts import CtsImageProcessorPil
+from cts_hf.pictures import read_picture
 
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -66,6 +67,36 @@ def test_paths_of_sixteen_bit_pictures_are_scaled(processor, suffix, tmp_path):
     Image.fromarray(sixteen_bits(LEVELS[..., 0])).save(path)
     expected = processor(Image.fromarray(LEVELS[..., 0]), return_tensors="pt").pixel_values
     assert torch.equal(processor(str(path), return_tensors="pt").pixel_values, expected)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_transparency_is_dropped_however_an_image_is_given(processor, mode, tmp_path):
+    """The colours below it are what training sees; white, on which transformers lays PIL images, is not."""
+    alpha = Image.fromarray(LEVELS[..., 0])
+    image = Image.fromarray(LEVELS[..., :3] // 64 * 64).convert({"LA": "L", "P": "P"}.get(mode, "RGB"))
+    expected = processor(image.convert("RGB"), return_tensors="pt").pixel_values
+    options = {}
+    if "A" in mode:
+        image.putalpha(alpha)
+    elif mode == "P":
+        options["transparency"] = bytes(range(0, 256, 2))  # of the first colours
+    else:
+        options["transparency"] = image.getpixel((0, 0))
+    image.save(tmp_path / "a.png", **options)
+    saved = Image.open(tmp_path / "a.png")
+    assert saved.mode == mode
+    assert saved.has_transparency_data
+    for given in (saved, str(tmp_path / "a.png"), read_picture(tmp_path / "a.png")):
+        assert torch.equal(processor(given, return_tensors="pt").pixel_values, expected)
+    assert saved.has_transparency_data  # the image itself stays as it is
+
+
+@pytest.mark.parametrize("as_input", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])
+def test_transparency_of_arrays_is_dropped(processor, as_input, axes):
+    image = as_input(np.dstack([LEVELS, 255 - LEVELS[..., 0]]).transpose(axes).copy())
+    expected = processor(LEVELS, return_tensors="pt").pixel_values
+    assert torch.equal(processor(image, return_tensors="pt").pixel_values, expected)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.float32])

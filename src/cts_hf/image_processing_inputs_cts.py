@@ -99,6 +99,19 @@ def to_eight_bit(image: "PILImage") -> "PILImage":
     return Image.fromarray(values.astype(np.uint8))
 
 
+def to_opaque_rgb(image: "PILImage") -> "PILImage":
+    """
+    A PIL image of any mode in RGB, see [`to_eight_bit`]. Transparency is dropped: what was drawn below it shows.
+    transformers would lay it on white, unless it opens a file itself.
+    """
+    image = to_eight_bit(image)
+    image.load()  # may find transparency
+    if "transparency" in image.info:  # of a colour, which conversion would keep
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")
+
+
 def white_level(do_rescale: bool, rescale_factor: float, do_normalize: bool, image_mean) -> int | None:
     """
     The value of white that the options of an image processor expect: 255 to be rescaled to 0 to 1, 1 where
@@ -117,7 +130,7 @@ def check_images(images: list, white: int | None, do_convert_rgb: bool | None) -
     Args:
         images (`list` of `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): of any size.
         white (`int`, *optional*): what [`white_level`] gives; with None, values are not looked at.
-        do_convert_rgb (`bool`, *optional*): whether PIL images are to be converted, which would clip them to 8 bits.
+        do_convert_rgb (`bool`, *optional*): whether PIL images are to be converted, see [`to_opaque_rgb`].
 
     Returns:
         `list`: the images, 16-bit and boolean values scaled to 8 bits where white is 255.
@@ -134,7 +147,9 @@ def check_images(images: list, white: int | None, do_convert_rgb: bool | None) -
         if 0 in shape:
             raise ValueError(f"Image {i} must have pixels, got the shape {shape}. Leave it out.")
         if not is_array:  # PIL
-            if do_convert_rgb or (white == 255 and image.mode != "F"):
+            if do_convert_rgb:
+                image = to_opaque_rgb(image)
+            elif white == 255 and image.mode != "F":
                 image = to_eight_bit(image)
             values = np.asarray(image)
         else:

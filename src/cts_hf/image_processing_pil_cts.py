@@ -20,7 +20,13 @@ import torch.nn.functional as F
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
+from transformers.image_utils import (
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
@@ -169,7 +175,8 @@ class CtsImageProcessingMixin:
 
         Args:
             images (`ImageInput`): an image or a list of them, as PIL images, arrays, tensors, paths or addresses (of
-                which transformers opens 16-bit grey ones as white pictures where it uses Pillow).
+                which transformers opens 16-bit grey ones as white pictures where it uses Pillow). Transparency is
+                dropped: what was drawn below it shows.
             segmentation_maps (`ImageInput`, *optional*): for each image a map of integer class ids of its size. Paths
                 are no use here, because they are opened as RGB.
             kwargs: any of the processor's options, for this call.
@@ -250,6 +257,14 @@ class CtsImageProcessingMixin:
         if isinstance(image_url_or_urls, str) and (image := open_wide_picture(image_url_or_urls)) is not None:
             return image
         return super().fetch_images(image_url_or_urls)
+
+    def convert_to_rgb(self, image, input_data_format: str | ChannelDimension | None = None):
+        if not hasattr(image, "shape"):  # PIL
+            return super().convert_to_rgb(image, input_data_format)
+        input_data_format = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+        # Transparency is dropped, as that of PIL images is.
+        image = image[..., :3] if input_data_format == ChannelDimension.LAST else image[:3]
+        return super().convert_to_rgb(image, input_data_format)
 
     def _prepare_labels(self, segmentation_map, size: tuple[int, int], do_reduce_labels: bool | None) -> torch.Tensor:
         """Segmentation map `(1, height, width)`, array or tensor, to int64 labels `(1, *size)`."""

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from .image_processing_inputs_cts import to_eight_bit
+from .image_processing_inputs_cts import to_opaque_rgb
 
 
 # What Pillow raises on files that are broken, hostile or no pictures.
@@ -79,7 +79,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     """
     upright = ImageOps.exif_transpose(picture)
     upright.format = picture.format  # says what the values of mode "I" are
-    return to_eight_bit(upright).convert("RGB")
+    return to_opaque_rgb(upright)
 
 
 def unreadable(path: str | Path, error: BaseException) -> str:
