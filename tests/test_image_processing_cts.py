@@ -271,6 +271,17 @@ def test_logits_of_padding_are_cut_off(processor, target_sizes, with_scores):
         assert torch.equal(*(x.segmentation if with_scores else x for x in (together[i], alone)))
 
 
+@pytest.mark.parametrize("target_sizes", [None, [(40, 31), (50, 60)]])
+@pytest.mark.parametrize("with_scores", [False, True])
+def test_nan_logits_are_refused_except_on_padding(processor, target_sizes, with_scores):
+    outputs = SimpleNamespace(logits=torch.randn(2, 5, 8, 6), logits_sizes=torch.tensor([[8, 3], [5, 6]]))
+    outputs.logits[1, 2, 5:] = float("nan")
+    assert len(processor.post_process_semantic_segmentation(outputs, target_sizes, with_scores)) == 2
+    outputs.logits[1, 2, 4, 5] = float("nan")
+    with pytest.raises(ValueError, match="must be numbers, got NaN for image 1: look for NaN in the image and in the"):
+        processor.post_process_semantic_segmentation(outputs, target_sizes, with_scores)
+
+
 def test_save_and_load(processor, tmp_path):
     processor = type(processor)(size={"shortest_edge": 24}, do_reduce_labels=True, image_std=[0.3, 0.4, 0.5])
     processor.save_pretrained(tmp_path)

@@ -306,7 +306,8 @@ class CtsImageProcessingMixin:
             `segmentation_scores` (logits at the size of the map, `(num_labels, height, width)`).
 
         Raises:
-            `ValueError`: if there is not one target size of two positive integers per image.
+            `ValueError`: if there is not one target size of two positive integers per image, or for logits that are
+                NaN, which argmax would take for a class.
         """
         batch_logits = outputs.logits
         if target_sizes is not None:
@@ -318,6 +319,11 @@ class CtsImageProcessingMixin:
         for i, (logits, logits_size) in enumerate(zip(batch_logits, logits_sizes, strict=True)):
             if logits_size is not None:
                 logits = logits[:, : logits_size[0], : logits_size[1]]
+            if logits.isnan().any():  # costs little before upsampling
+                raise ValueError(
+                    f"`outputs.logits` must be numbers, got NaN for image {i}: look for NaN in the image and in the "
+                    "weights of the model, and if there is none, run it in a dtype of a larger range, such as bfloat16."
+                )
             if not return_segmentation_scores:
                 results.append(logits.argmax(0) if target_sizes is None else upsampled_argmax(logits, target_sizes[i]))
                 continue
