@@ -322,7 +322,7 @@ class CtsImageProcessingMixin:
             if logits.isnan().any():  # costs little before upsampling
                 raise ValueError(
                     f"`outputs.logits` must be numbers, got NaN for image {i}: look for NaN in the image and in the "
-                    "weights of the model, and if there is none, run it in a dtype of a larger range, such as bfloat16."
+                    "weights of the model, and if there is none, run it in a dtype of larger range, such as bfloat16."
                 )
             if not return_segmentation_scores:
                 results.append(logits.argmax(0) if target_sizes is None else upsampled_argmax(logits, target_sizes[i]))
