@@ -61,6 +61,16 @@ def test_other_depths_are_scaled_to_eight_bits(processor, image, levels):
     assert torch.equal(pixel_values, expected)
 
 
+@pytest.mark.parametrize("do_convert_rgb", [True, False])
+def test_pictures_of_one_bit_are_black_and_white(processor, do_convert_rgb):
+    image = Image.fromarray(LEVELS[..., 0]).convert("1")
+    options = {"do_convert_rgb": do_convert_rgb, "image_mean": 0.5, "image_std": 0.5}
+    pixel_values, expected = (
+        processor(x, **options, return_tensors="pt").pixel_values for x in (image, image.convert("L"))
+    )
+    assert torch.equal(pixel_values, expected)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_paths_of_sixteen_bit_pictures_are_scaled(processor, suffix, tmp_path):
     path = tmp_path / f"a{suffix}"

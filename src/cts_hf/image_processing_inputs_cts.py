@@ -70,7 +70,8 @@ def open_wide_picture(path: str) -> "PILImage | None":
 
 def to_eight_bit(image: "PILImage") -> "PILImage":
     """
-    A PIL image whose channels have 8 bits. Only grey pictures can have more, of these modes:
+    A PIL image whose channels have 8 bits. Those of mode "1" have fewer, and their white becomes 255. Only grey
+    pictures can have more, of these modes:
 
     - "I;16" and its variants have 16 bits: the upper 8 are taken, so that 65535 becomes 255, as Pillow does with
       colour pictures of 16 bits. What uses fewer of the 16 (10 or 12 bits of some cameras) becomes dark: scale it
@@ -88,6 +89,8 @@ def to_eight_bit(image: "PILImage") -> "PILImage":
     Raises:
         `ValueError`: values that do not lie in the range of their mode, or may have been meant for another.
     """
+    if image.mode == "1":
+        return image.convert("L")
     if not image.mode.startswith(_WIDE_MODES):
         return image
     values = np.asarray(image)
