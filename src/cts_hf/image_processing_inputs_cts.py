@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 from transformers.utils import is_vision_available
 
 
@@ -113,6 +114,15 @@ def to_opaque_rgb(image: "PILImage") -> "PILImage":
         image = image.copy()
         del image.info["transparency"]
     return image.convert("RGB")
+
+
+def without_alpha(image: "Pixels", input_data_format: str | None) -> "Pixels":
+    """
+    An array or tensor of three dimensions without its fourth channel, if it has one: transparency is dropped, as by
+    [`to_opaque_rgb`].
+    """
+    input_data_format = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+    return image[..., :3] if input_data_format == ChannelDimension.LAST else image[:3]
 
 
 def white_level(do_rescale: bool, rescale_factor: float, do_normalize: bool, image_mean) -> int | None:

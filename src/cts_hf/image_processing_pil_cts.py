@@ -20,17 +20,17 @@ import torch.nn.functional as F
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import (
-    ChannelDimension,
-    ImageInput,
-    PILImageResampling,
-    SizeDict,
-    infer_channel_dimension_format,
-)
+from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .image_processing_inputs_cts import check_images, check_resized_size, open_wide_picture, white_level
+from .image_processing_inputs_cts import (
+    check_images,
+    check_resized_size,
+    open_wide_picture,
+    white_level,
+    without_alpha,
+)
 
 
 if TYPE_CHECKING:
@@ -259,11 +259,8 @@ class CtsImageProcessingMixin:
         return super().fetch_images(image_url_or_urls)
 
     def convert_to_rgb(self, image, input_data_format: str | ChannelDimension | None = None):
-        if not hasattr(image, "shape"):  # PIL
-            return super().convert_to_rgb(image, input_data_format)
-        input_data_format = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
-        # Transparency is dropped, as that of PIL images is.
-        image = image[..., :3] if input_data_format == ChannelDimension.LAST else image[:3]
+        if hasattr(image, "shape"):  # `check_images` has converted PIL images
+            image = without_alpha(image, input_data_format)
         return super().convert_to_rgb(image, input_data_format)
 
     def _prepare_labels(self, segmentation_map, size: tuple[int, int], do_reduce_labels: bool | None) -> torch.Tensor:
