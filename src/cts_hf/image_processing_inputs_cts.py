@@ -116,7 +116,7 @@ def to_opaque_rgb(image: "PILImage") -> "PILImage":
     return image.convert("RGB")
 
 
-def without_alpha(image: "Pixels", input_data_format: str | None) -> "Pixels":
+def drop_alpha(image: "Pixels", input_data_format: str | None) -> "Pixels":
     """
     An array or tensor of three dimensions without its fourth channel, if it has one: transparency is dropped, as by
     [`to_opaque_rgb`].
