@@ -234,11 +234,22 @@ def test_upsampled_argmax_does_not_depend_on_strides():
     assert torch.equal(upsampled_argmax(logits, (90, 100)), upsampled_argmax(logits.contiguous(), (90, 100)))
 
 
-@pytest.mark.parametrize("as_tensor", [False, True])
-def test_post_processing(processor, as_tensor):
+@pytest.mark.parametrize(
+    "as_input",
+    [
+        list,
+        tuple,
+        torch.tensor,
+        np.array,
+        lambda sizes: [torch.tensor(size) for size in sizes],
+        lambda sizes: [tuple(torch.tensor(size)) for size in sizes],
+        lambda sizes: [tuple(np.array(size, float)) for size in sizes],
+    ],
+)
+def test_post_processing(processor, as_input):
     logits = torch.randn(3, 5, 8, 6)
     sizes = [(40, 31), (8, 6), (3, 90)]
-    target_sizes = torch.tensor(sizes) if as_tensor else sizes
+    target_sizes = as_input(sizes)
     maps = processor.post_process_semantic_segmentation(SimpleNamespace(logits=logits), target_sizes)
     with_scores = processor.post_process_semantic_segmentation(SimpleNamespace(logits=logits), target_sizes, True)
     for i, size in enumerate(sizes):
@@ -269,6 +280,17 @@ def test_logits_of_padding_are_cut_off(processor, target_sizes, with_scores):
         if with_scores:
             assert torch.equal(together[i].segmentation_scores, alone.segmentation_scores)
         assert torch.equal(*(x.segmentation if with_scores else x for x in (together[i], alone)))
+
+
+@pytest.mark.parametrize("target_sizes", [None, [(40, 31), (50, 60)]])
+@pytest.mark.parametrize("with_scores", [False, True])
+def test_nan_logits_are_refused_except_on_padding(processor, target_sizes, with_scores):
+    outputs = SimpleNamespace(logits=torch.randn(2, 5, 8, 6), logits_sizes=torch.tensor([[8, 3], [5, 6]]))
+    outputs.logits[1, 2, 5:] = float("nan")
+    assert len(processor.post_process_semantic_segmentation(outputs, target_sizes, with_scores)) == 2
+    outputs.logits[1, 2, 4, 5] = float("nan")
+    with pytest.raises(ValueError, match="must be numbers, got NaN for image 1: look for NaN in the image and in the"):
+        processor.post_process_semantic_segmentation(outputs, target_sizes, with_scores)
 
 
 def test_save_and_load(processor, tmp_path):
@@ -317,9 +339,19 @@ def test_options_without_a_meaning_are_refused(processor, options, message):
 @pytest.mark.parametrize(
     ("target_sizes", "message"),
     [
-        ([(8, 8)], "Got 1 target_sizes for the logits of 2 images"),
-        ([(8, 8), (0, 8)], r"1 or more each, got \(0, 8\)"),
-        (torch.tensor([[8, 8], [8, -1]]), r"got \(8, -1\)"),
+        ([(8, 8)], "got 1 for the logits of 2 images"),
+        ([(8, 8), (0, 8)], r"1 or more, got \(0, 8\) among them: pass the sizes of"),
+        (torch.tensor([[8, 8], [8, -1]]), r"got \[8, -1\]"),
+        ((40, 50), "got 40 among them"),
+        (torch.tensor([40, 50]), "got 40 among them"),
+        (np.array([40, 50]), "got 40 among them"),
+        (np.array([[8.0, 8.0], [8.0, np.inf]]), r"got \[8\.0, inf\] among them"),
+        (40, "per image, in whole pixels of 1 or more, got 40: pass"),
+        (torch.tensor(40), r"got tensor\(40\): pass"),
+        ([(8, 8), None], "got None among them"),
+        ([(8, 8), "88"], "got '88' among them"),
+        ([(8, 8), ("8", "8")], r"got \('8', '8'\) among them"),
+        ([(float("nan"), 3), (8, 8)], r"got \(nan, 3\) among them"),
         ([(8, 8), (8.5, 8)], r"got \(8.5, 8\)"),
         ([(8, 8), (8, 8, 3)], r"got \(8, 8, 3\)"),
     ],

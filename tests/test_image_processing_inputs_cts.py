@@ -21,6 +21,7 @@ from PIL import Image
 from cts_hf.image_processing_cts import CtsImageProcessor
 from cts_hf.image_processing_inputs_cts import check_images, check_resized_size
 from cts_hf.image_processing_pil_cts import CtsImageProcessorPil
+from cts_hf.pictures import read_picture
 
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -60,6 +61,16 @@ def test_other_depths_are_scaled_to_eight_bits(processor, image, levels):
     assert torch.equal(pixel_values, expected)
 
 
+@pytest.mark.parametrize("do_convert_rgb", [True, False])
+def test_pictures_of_one_bit_are_black_and_white(processor, do_convert_rgb):
+    image = Image.fromarray(LEVELS[..., 0]).convert("1")
+    options = {"do_convert_rgb": do_convert_rgb, "image_mean": 0.5, "image_std": 0.5}
+    pixel_values, expected = (
+        processor(x, **options, return_tensors="pt").pixel_values for x in (image, image.convert("L"))
+    )
+    assert torch.equal(pixel_values, expected)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_paths_of_sixteen_bit_pictures_are_scaled(processor, suffix, tmp_path):
     path = tmp_path / f"a{suffix}"
@@ -68,7 +79,37 @@ def test_paths_of_sixteen_bit_pictures_are_scaled(processor, suffix, tmp_path):
     assert torch.equal(processor(str(path), return_tensors="pt").pixel_values, expected)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_transparency_is_dropped_however_an_image_is_given(processor, mode, tmp_path):
+    """The colours below it are what training sees; white, on which transformers lays PIL images, is not."""
+    alpha = Image.fromarray(LEVELS[..., 0])
+    image = Image.fromarray(LEVELS[..., :3] // 64 * 64).convert({"LA": "L", "P": "P"}.get(mode, "RGB"))
+    expected = processor(image.convert("RGB"), return_tensors="pt").pixel_values
+    options = {}
+    if "A" in mode:
+        image.putalpha(alpha)
+    elif mode == "P":
+        options["transparency"] = bytes(range(0, 256, 2))  # of the first colours
+    else:
+        options["transparency"] = image.getpixel((0, 0))
+    image.save(tmp_path / "a.png", **options)
+    saved = Image.open(tmp_path / "a.png")
+    assert saved.mode == mode
+    assert saved.has_transparency_data
+    for given in (saved, str(tmp_path / "a.png"), read_picture(tmp_path / "a.png")):
+        assert torch.equal(processor(given, return_tensors="pt").pixel_values, expected)
+    assert saved.has_transparency_data  # the image itself stays as it is
+
+
+@pytest.mark.parametrize("as_input", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])
+def test_transparency_of_arrays_is_dropped(processor, as_input, axes):
+    image = as_input(np.dstack([LEVELS, 255 - LEVELS[..., 0]]).transpose(axes).copy())
+    expected = processor(LEVELS, return_tensors="pt").pixel_values
+    assert torch.equal(processor(image, return_tensors="pt").pixel_values, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.float32])
 @pytest.mark.parametrize("do_rescale", [True, False])
 def test_zeros_are_black_whatever_their_type(processor, dtype, do_rescale):
     image = np.zeros((40, 50, 3), dtype)
@@ -121,10 +162,13 @@ def test_values_in_range_are_taken_as_they_are(processor, image, options):
         (Image.fromarray(FRACTIONS[..., 0]), {}, "mode 'F' must have values from 0 to 255, got 0 to 1"),
         (Image.fromarray(FRACTIONS[..., 0]), {"do_convert_rgb": False}, "from 0 to 255, got 0 to 1, which is black"),
         (Image.fromarray(LEVELS[..., 0].astype(np.int32) * 257), {}, "mode 'I' must have values from 0 to 255"),
+        (LEVELS.astype(np.uint16), {}, "from 0 to 65535, got 0 to 255, which is black there and looks like 0 to 255"),
+        (torch.from_numpy(LEVELS.astype(np.uint16)), {}, "from 0 to 65535, got 0 to 255, which is black there"),
+        (Image.fromarray(LEVELS[..., 0].astype(np.uint16)), {}, "mode 'I;16' must have values from 0 to 65535, got 0"),
         (LEVELS[:0], {}, r"Image 1 must have pixels, got the shape \(0, 50, 3\)"),
     ],
 )
-def test_values_out_of_range_are_refused(processor, image, options, message):
+def test_values_out_of_range_or_ambiguous_are_refused(processor, image, options, message):
     good = Image.new(image.mode, (50, 40)) if isinstance(image, Image.Image) else np.zeros_like(LEVELS)
     with pytest.raises(ValueError, match=message):
         processor([good, image], **options)
@@ -137,9 +181,10 @@ def test_values_on_a_device_are_checked_without_waiting_for_it(monkeypatch):
     image = torch.zeros(3, 40, 50, device="meta")
     assert check_images([image], white=255, do_convert_rgb=True) == [image]
     check_images([image.to(torch.uint8), image.to(torch.uint16)], white=255, do_convert_rgb=True)
-    [(condition, message)] = asserted  # integers of these types need none
-    assert condition.device.type == "meta"
+    (condition, message), (wide_condition, wide_message) = asserted  # uint8 needs none
+    assert condition.device.type == wide_condition.device.type == "meta"
     assert message.startswith("Image 0 must have values from 0 to 255: pass do_rescale=False")
+    assert wide_message.startswith("Image 1 must have values from 0 to 65535: convert what holds 0 to 255 to 8 bits")
 
 
 def test_images_that_resizing_would_blow_up_are_refused(processor):

@@ -128,6 +128,33 @@ def test_nothing_is_checked_where_there_are_no_values(assertions):
     assert not assertions
 
 
+@pytest.mark.parametrize("labels", [torch.zeros(2, 64, 64, dtype=torch.int64), torch.full((2, 64, 64), 255)])
+@torch.no_grad()
+def test_an_ignore_index_that_is_a_class_is_refused_where_there_are_labels(labels):
+    model = tiny_model(num_labels=256)
+    assert model(random_images()).loss is None
+    with pytest.raises(ValueError, match=r"`semantic_loss_ignore_index` must be .* got 255 with 256 classes.* -100"):
+        model(random_images(), labels=labels)
+    assert tiny_model(num_labels=255)(random_images(), labels=labels).loss is not None
+    assert tiny_model(num_labels=256, semantic_loss_ignore_index=-100)(random_images(), labels=labels).loss > 0
+
+
+@torch.no_grad()
+def test_the_background_may_be_ignored():
+    labels = torch.zeros(2, 64, 64, dtype=torch.int64)
+    model = tiny_model(semantic_loss_ignore_index=0)
+    assert model(random_images(), labels=labels).loss == 0
+    assert model(random_images(), labels=labels + 1).loss > 0
+
+
+@torch.no_grad()
+def test_a_policy_must_not_ignore_one_of_its_two_classes():
+    model = tiny_model().cts.policy
+    model.config.semantic_loss_ignore_index = 1
+    with pytest.raises(ValueError, match=r"`semantic_loss_ignore_index` must be .* got 1 with 2 classes"):
+        model(random_images(), labels=torch.ones(2, 4, 4, dtype=torch.int64))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

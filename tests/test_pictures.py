@@ -98,17 +98,21 @@ def test_wide_modes_that_hold_grey_levels_are_taken_as_they_are(dtype):
         (LEVELS - np.float32(1), "mode 'F' must have values from 0 to 255, got -1 to 254"),
         (LEVELS * np.float32(257), "mode 'F' must have values from 0 to 255, got 0 to 65535"),
         (LEVELS * np.float32("nan"), "got nan to nan"),
+        (LEVELS.astype(np.uint16), "mode 'I;16' must have values from 0 to 65535, got 0 to 255, which is black there"),
         (LEVELS.astype(np.int32) * 257, "mode 'I' must have values from 0 to 255, got 0 to 65535"),
     ],
 )
 def test_values_without_a_certain_meaning_are_refused(tmp_path, values, message):
     Image.fromarray(values).save(tmp_path / "a.tif")
-    with pytest.raises(PictureError, match=f"a.tif: cannot be read as a picture .*{message}.* save it as an 8-bit"):
+    with pytest.raises(
+        PictureError, match=f"a.tif: cannot be read as a picture .*{message}.*: (save|convert) .* 8.bit"
+    ):
         read_picture(tmp_path / "a.tif")
 
 
-def test_zeros_are_black_whatever_the_range():
-    assert (grey(to_rgb(Image.new("F", (4, 4)))) == 0).all()
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_zeros_are_black_whatever_the_range(mode):
+    assert (grey(to_rgb(Image.new(mode, (4, 4)))) == 0).all()
 
 
 def test_pictures_are_turned_upright_and_the_first_frame_is_read(tmp_path):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 from transformers.utils import is_vision_available
 
 
@@ -36,12 +37,13 @@ if TYPE_CHECKING:
 _WIDE_MODES = ("I", "F")
 # Formats whose pictures of mode "I" hold 16-bit values: so older versions of Pillow open them.
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
-# An image with no value of this size is black where white is 255. Values from 0 to 1 stay below it, too, even those
-# that sharpening or interpolation has moved above 1.
-_BLACK = 2
+# An image with no value of this size is black, by the value of white. What was meant for a lower white stays below it,
+# too: values from 0 to 1, even those that sharpening or interpolation has moved above 1, and those from 0 to 255.
+_BLACK = {255: 2, 65535: 256}
 
 # What to do about values out of range, by the value of white.
 _ADVICE = {
+    65535: "convert what holds 0 to 255 to 8 bits, as by `.astype('uint8')`; scale others to 0 to 65535.",
     255: "pass do_rescale=False for values from 0 to 1; clip or scale others first.",
     1: "leave do_rescale=True for values from 0 to 255; clip or scale others first.",
 }
@@ -70,10 +72,12 @@ def open_wide_picture(path: str) -> "PILImage | None":
 
 def to_eight_bit(image: "PILImage") -> "PILImage":
     """
-    A PIL image whose channels have 8 bits. Only grey pictures can have more, of these modes:
+    A PIL image whose channels have 8 bits. Those of mode "1" have fewer, and their white becomes 255. Only grey
+    pictures can have more, of these modes:
 
     - "I;16" and its variants have 16 bits: the upper 8 are taken, so that 65535 becomes 255, as Pillow does with
-      colour pictures of 16 bits. What uses fewer of the 16 (12 bits of some cameras) becomes dark: scale it first.
+      colour pictures of 16 bits. What uses fewer of the 16 (10 or 12 bits of some cameras) becomes dark: scale it
+      first. Where that leaves nothing but black of a picture that is not, it is refused.
     - "I" has 16 bits as well where it was read from PNG or PGM. Else its values must lie in 0 to 255, and are taken
       as they are.
     - "F" must hold grey levels from 0 to 255 and not values from 0 to 1; fractions are dropped.
@@ -87,15 +91,39 @@ def to_eight_bit(image: "PILImage") -> "PILImage":
     Raises:
         `ValueError`: values that do not lie in the range of their mode, or may have been meant for another.
     """
+    if image.mode == "1":
+        return image.convert("L")
     if not image.mode.startswith(_WIDE_MODES):
         return image
     values = np.asarray(image)
     if image.mode.startswith("I;16") or image.format in _SIXTEEN_BIT_FORMATS:
-        values = values.astype(np.uint16) >> 8
+        values = _upper_bits(values.astype(np.uint16), f"A picture of mode {image.mode!r}")
     else:
         advice = "save it as an 8-bit picture, with 0 as black and 255 as white."
         check_values(values, 255, f"A picture of mode {image.mode!r}", advice)
     return Image.fromarray(values.astype(np.uint8))
+
+
+def to_opaque_rgb(image: "PILImage") -> "PILImage":
+    """
+    A PIL image of any mode in RGB, see [`to_eight_bit`]. Transparency is dropped: what was drawn below it shows.
+    transformers would lay it on white, unless it opens a file itself.
+    """
+    image = to_eight_bit(image)
+    image.load()  # may find transparency
+    if "transparency" in image.info:  # of a colour, which conversion would keep
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")
+
+
+def drop_alpha(image: "Pixels", input_data_format: str | None) -> "Pixels":
+    """
+    An array or tensor of three dimensions without its fourth channel, if it has one: transparency is dropped, as by
+    [`to_opaque_rgb`].
+    """
+    input_data_format = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+    return image[..., :3] if input_data_format == ChannelDimension.LAST else image[:3]
 
 
 def white_level(do_rescale: bool, rescale_factor: float, do_normalize: bool, image_mean) -> int | None:
@@ -116,50 +144,64 @@ def check_images(images: list, white: int | None, do_convert_rgb: bool | None) -
     Args:
         images (`list` of `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): of any size.
         white (`int`, *optional*): what [`white_level`] gives; with None, values are not looked at.
-        do_convert_rgb (`bool`, *optional*): whether PIL images are to be converted, which would clip them to 8 bits.
+        do_convert_rgb (`bool`, *optional*): whether PIL images are to be converted, see [`to_opaque_rgb`].
 
     Returns:
         `list`: the images, 16-bit and boolean values scaled to 8 bits where white is 255.
 
     Raises:
-        `ValueError`: images without pixels, values outside of 0 to `white`, and fractions from 0 to 1 where white is
-            255. On an accelerator values are checked there, so that the host need not wait.
+        `ValueError`: images without pixels, values outside of 0 to `white`, fractions from 0 to 1 where white is 255,
+            and 16-bit values that were meant as 8-bit ones. On an accelerator values are checked there, so that the
+            host need not wait.
     """
     checked = []
     for i, image in enumerate(images):
-        if not isinstance(image, np.ndarray | torch.Tensor):  # PIL
-            if do_convert_rgb or (white == 255 and image.mode != "F"):
+        is_array = isinstance(image, np.ndarray | torch.Tensor)
+        shape = tuple(image.shape) if is_array else (image.height, image.width)
+        if 0 in shape:
+            raise ValueError(f"Image {i} must have pixels, got the shape {shape}. Leave it out.")
+        if not is_array:  # PIL
+            if do_convert_rgb:
+                image = to_opaque_rgb(image)
+            elif white == 255 and image.mode != "F":
                 image = to_eight_bit(image)
             values = np.asarray(image)
         else:
-            image = values = _scaled_integers(image) if white == 255 else image
-        if 0 in values.shape:
-            raise ValueError(f"Image {i} must have pixels, got the shape {tuple(values.shape)}. Leave it out.")
+            image = values = _scaled_integers(image, f"Image {i}") if white == 255 else image
         if white is not None and not (white == 255 and str(values.dtype).endswith("uint8")):
             check_values(values, white, f"Image {i}", _ADVICE[white])
         checked.append(image)
     return checked
 
 
-def _scaled_integers(values: "Pixels") -> "Pixels":
+def _scaled_integers(values: "Pixels", name: str) -> "Pixels":
     """Values of 16 bits without sign, and boolean ones, scaled to uint8; others as they are."""
     if isinstance(values, torch.Tensor):
         if values.dtype == torch.bool:
             return values.to(torch.uint8) * 255
-        return (values.to(torch.int32) >> 8).to(torch.uint8) if values.dtype == torch.uint16 else values
+        return _upper_bits(values, name) if values.dtype == torch.uint16 else values
     if values.dtype.kind == "b":
         return values.astype(np.uint8) * np.uint8(255)
-    return (values >> 8).astype(np.uint8) if values.dtype.kind == "u" and values.dtype.itemsize == 2 else values
+    return _upper_bits(values, name) if values.dtype.kind == "u" and values.dtype.itemsize == 2 else values
+
+
+def _upper_bits(values: "Pixels", name: str) -> "Pixels":
+    """The upper 8 bits of uint16 values, as uint8; refuses values from 0 to 255, which have none."""
+    check_values(values, 65535, name, _ADVICE[65535])
+    if isinstance(values, torch.Tensor):
+        return (values.to(torch.int32) >> 8).to(torch.uint8)  # uint16 itself cannot be shifted
+    return (values >> 8).astype(np.uint8)
 
 
 def check_values(values: "Pixels", white: int, name: str, advice: str) -> None:
     """
-    Refuses values that do not lie in 0 to `white` (to half a grey level), NaN included, and, where white is 255,
-    fractions that are black there and look like values from 0 to 1. Zeros are black in both ranges and pass.
+    Refuses values that do not lie in 0 to `white` (to half a grey level), NaN included, and those that are black
+    there and look like values for a lower white: fractions from 0 to 1 where white is 255, integers from 0 to 255
+    where it is 65535. Zeros are black in all ranges and pass.
 
     Args:
         values (`np.ndarray` or `torch.Tensor`): integers or floats.
-        white (`int`): the value of white.
+        white (`int`): the value of white, 1, 255 or 65535.
         name (`str`): what the message calls the picture.
         advice (`str`): what the message says to do.
 
@@ -179,7 +221,9 @@ def check_values(values: "Pixels", white: int, name: str, advice: str) -> None:
     low, high = values.min(), values.max()
     half = white / 510
     inside = (low >= -half) & (high <= white + half)
-    in_range_only_as_black = (high > 0) & (high < _BLACK) if is_float and white > _BLACK else high != high
+    # Integers are black at 0 and 1 of 255 as well, but then they are of a type for levels.
+    is_ambiguous = white == 65535 or (white == 255 and is_float)
+    in_range_only_as_black = (high > 0) & (high < _BLACK[white]) if is_ambiguous else high != high
     if is_tensor and values.device.type != "cpu":
         torch._assert_async(inside & ~in_range_only_as_black, f"{must}: {advice}")
         return
@@ -187,7 +231,7 @@ def check_values(values: "Pixels", white: int, name: str, advice: str) -> None:
     if not inside:
         raise ValueError(f"{got}: {advice}")
     if in_range_only_as_black:
-        raise ValueError(f"{got}, which is black there and looks like 0 to 1: {advice}")
+        raise ValueError(f"{got}, which is black there and looks like 0 to {_BLACK[white] - 1}: {advice}")
 
 
 def check_resized_size(size: tuple[int, int], shortest_edge: int, name: str) -> None:

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Image processing for CTS without torchvision, and all that it shares with the torchvision version."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +25,7 @@ from transformers.image_utils import ChannelDimension, ImageInput, PILImageResam
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .image_processing_inputs_cts import check_images, check_resized_size, open_wide_picture, white_level
+from .image_processing_inputs_cts import check_images, check_resized_size, drop_alpha, open_wide_picture, white_level
 
 
 if TYPE_CHECKING:
@@ -169,7 +170,8 @@ class CtsImageProcessingMixin:
 
         Args:
             images (`ImageInput`): an image or a list of them, as PIL images, arrays, tensors, paths or addresses (of
-                which transformers opens 16-bit grey ones as white pictures where it uses Pillow).
+                which transformers opens 16-bit grey ones as white pictures where it uses Pillow). Transparency is
+                dropped: what was drawn below it shows.
             segmentation_maps (`ImageInput`, *optional*): for each image a map of integer class ids of its size. Paths
                 are no use here, because they are opened as RGB.
             kwargs: any of the processor's options, for this call.
@@ -184,7 +186,8 @@ class CtsImageProcessingMixin:
         Raises:
             `ValueError`: for segmentation maps that do not fit the images, for options without a meaning here, for
             values that the options do not expect (from 0 to 255 to be rescaled, else from 0 to 1; 16-bit values are
-            scaled), and for images over 16 times as long as wide that would have over 2**20 pixels once resized.
+            scaled from 0 to 65535, so that those of 10 or 12 bits are dark and those of 8 are refused), and for
+            images over 16 times as long as wide that would have over 2**20 pixels once resized.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
@@ -250,6 +253,11 @@ class CtsImageProcessingMixin:
             return image
         return super().fetch_images(image_url_or_urls)
 
+    def convert_to_rgb(self, image, input_data_format: str | ChannelDimension | None = None):
+        if hasattr(image, "shape"):  # not PIL, see `check_images`
+            image = drop_alpha(image, input_data_format)
+        return super().convert_to_rgb(image, input_data_format)
+
     def _prepare_labels(self, segmentation_map, size: tuple[int, int], do_reduce_labels: bool | None) -> torch.Tensor:
         """Segmentation map `(1, height, width)`, array or tensor, to int64 labels `(1, *size)`."""
         labels = torch.as_tensor(segmentation_map).to(torch.int64)
@@ -290,7 +298,8 @@ class CtsImageProcessingMixin:
             `segmentation_scores` (logits at the size of the map, `(num_labels, height, width)`).
 
         Raises:
-            `ValueError`: if there is not one target size of two positive integers per image.
+            `ValueError`: if there is not one target size of two positive integers per image, or for logits that are
+                NaN, which argmax would take for a class.
         """
         batch_logits = outputs.logits
         if target_sizes is not None:
@@ -302,6 +311,11 @@ class CtsImageProcessingMixin:
         for i, (logits, logits_size) in enumerate(zip(batch_logits, logits_sizes, strict=True)):
             if logits_size is not None:
                 logits = logits[:, : logits_size[0], : logits_size[1]]
+            if logits.isnan().any():  # costs little before upsampling
+                raise ValueError(
+                    f"`outputs.logits` must be numbers, got NaN for image {i}: look for NaN in the image and in the "
+                    "weights of the model, and if there is none, run it in a dtype of larger range, such as bfloat16."
+                )
             if not return_segmentation_scores:
                 results.append(logits.argmax(0) if target_sizes is None else upsampled_argmax(logits, target_sizes[i]))
                 continue
@@ -337,21 +351,31 @@ def _check_segmentation_maps(images: list, segmentation_maps: list) -> None:
 
 
 def _check_target_sizes(target_sizes, batch_size: int) -> list[tuple[int, int]]:
-    """Target sizes, a list or a tensor, as a list of pairs of int; refuses what is not one per image."""
-    if isinstance(target_sizes, torch.Tensor):
-        target_sizes = target_sizes.tolist()
-    if len(target_sizes) != batch_size:
-        raise ValueError(
-            f"Got {len(target_sizes)} target_sizes for the logits of {batch_size} images. Pass one (height, width) "
-            "for each image."
-        )
-    for size in target_sizes:
-        if len(size) != 2 or any(length != int(length) or length < 1 for length in size):
-            raise ValueError(
-                f"target_sizes must be (height, width) in whole pixels, 1 or more each, got {tuple(size)}. Pass the "
-                "sizes of the images before preprocessing; PIL's `image.size` is (width, height)."
-            )
-    return [(int(height), int(width)) for height, width in target_sizes]
+    """Target sizes, a sequence, array or tensor, as a list of pairs of int; refuses what is not one per image."""
+    must = "`target_sizes` must be a list of one (height, width) per image, in whole pixels of 1 or more"
+    advice = "pass the sizes of the images before preprocessing; PIL's `image.size` is (width, height)."
+    sizes = _as_list(target_sizes)
+    if sizes is None:
+        raise ValueError(f"{must}, got {target_sizes!r}: {advice}")
+    if len(sizes) != batch_size:
+        raise ValueError(f"{must}, got {len(sizes)} for the logits of {batch_size} images: {advice}")
+    pairs = [_as_list(size) for size in sizes]
+    for size, pair in zip(sizes, pairs, strict=True):
+        if pair is None or len(pair) != 2 or not all(map(_is_length, pair)):
+            raise ValueError(f"{must}, got {size!r} among them: {advice}")
+    return [(int(height), int(width)) for height, width in pairs]
+
+
+def _as_list(values) -> list | None:
+    """The values of a sequence, array or tensor with one dimension or more; None for anything else."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    return list(values) if isinstance(values, Sequence) and not isinstance(values, str) else None
+
+
+def _is_length(length) -> bool:
+    """Whether a value, possibly that of an array or tensor without dimensions, is a whole number of pixels."""
+    length = length.item() if getattr(length, "ndim", None) == 0 else length
+    return isinstance(length, int | float) and length >= 1 and length % 1 == 0
 
 
 class CtsImageProcessorPil(CtsImageProcessingMixin, PilBackend):

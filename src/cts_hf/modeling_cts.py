@@ -321,7 +321,8 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
             [`CtsSemanticSegmenterOutput`]: Logits of each patch, and the loss if there are `labels`.
 
         Raises:
-            ValueError: As [`CtsModel.forward`], or if `labels` have another size or unknown ids.
+            ValueError: As [`CtsModel.forward`], or if `labels` have another size or unknown ids, or the ignore
+                index is a class.
 
         Example:
 

@@ -80,8 +80,15 @@ def check_labels(
 ) -> None:
     """
     Refuses labels that are no integers, of another shape than `shape`, or neither in [0, `num_labels`) nor
-    `ignore_index`. The advice is for the first two.
+    `ignore_index`, which must not be a class itself. The advice is for the first two.
     """
+    # To ignore class 0, the background, is common and meant; any other class is 255 with more classes than that.
+    if 0 < ignore_index < num_labels:
+        raise ValueError(
+            f"`semantic_loss_ignore_index` must be the id of no class to train, got {ignore_index} with {num_labels} "
+            "classes, of which that one would never be trained: set it to -100 in the model's configuration, and "
+            "label what is to be ignored so (the image processor labels padding 255)."
+        )
     check_tensor("labels", labels, "integer", advice)
     if labels.shape != shape:
         raise ValueError(f"`labels` must have shape {tuple(shape)}, got {tuple(labels.shape)}: {advice}")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from .image_processing_inputs_cts import to_eight_bit
+from .image_processing_inputs_cts import to_opaque_rgb
 
 
 # What Pillow raises on files that are broken, hostile or no pictures.
@@ -74,11 +74,12 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     Transparency is dropped: what was drawn below it shows. Grey pictures of 16 bits are scaled to 8.
 
     Raises:
-        ValueError: values that are out of range or have no certain meaning, such as floats from 0 to 1.
+        ValueError: values that are out of range or have no certain meaning, such as floats from 0 to 1, or values
+            from 0 to 255 in a picture of 16 bits.
     """
     upright = ImageOps.exif_transpose(picture)
     upright.format = picture.format  # says what the values of mode "I" are
-    return to_eight_bit(upright).convert("RGB")
+    return to_opaque_rgb(upright)
 
 
 def unreadable(path: str | Path, error: BaseException) -> str:
