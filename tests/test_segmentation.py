@@ -96,3 +96,14 @@ def test_each_item_is_dealt_out_to_one_process(num_processes):
         dealt = [of_process(given(), process) for process in processes]
         assert sorted(item for part in dealt for item in part) == items
     assert list(of_process(items, None)) == items
+
+
+@pytest.mark.parametrize(
+    "options", [InferenceOptions(), InferenceOptions(window=48, flip=True)], ids=["whole", "views"]
+)
+def test_logits_that_are_nan_are_no_segmentation(options):
+    model = tiny_model()
+    model.decode_head.mask_norm.bias.data.fill_(float("nan"))
+    images = [PreparedImage("a", [random_images(1)], (64, 64))]
+    with pytest.raises(ValueError, match="The model's logits must be numbers, got NaN"):
+        list(segment_batches(model, [images], options, token_reduction=0))

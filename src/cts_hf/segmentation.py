@@ -124,6 +124,9 @@ def segment_batches(
 
     Yields:
         the segmentation of every image; those of a batch in the order of their sizes.
+
+    Raises:
+        ValueError: logits that are NaN.
     """
     options = options or InferenceOptions()
     for batch in batches:
@@ -162,6 +165,7 @@ def _segment_whole(
     if superpatch_scores is not None:
         scores = torch.cat([superpatch_scores(image.source, windows) for image in images])
     outputs = model(pixel_values, superpatch_scores=scores, token_reduction=token_reduction, return_dict=True)
+    _refuse_nan(outputs)
     scores = _deciding_scores(scores, outputs)
     for index, image in enumerate(images):
         done = ForwardPass(
@@ -191,6 +195,7 @@ def _segment_views(
         scores: Tensor | None,
         outputs: CtsSemanticSegmenterOutput,
     ) -> None:
+        _refuse_nan(outputs)
         windows = Windows(size, flipped, boxes)
         passes.append(ForwardPass(windows, _deciding_scores(scores, outputs), outputs.shared_superpatches))
 
@@ -214,6 +219,15 @@ def _segment_views(
         return_dict=True,
     )
     return Segmentation(image.source, probabilities.argmax(0), passes)
+
+
+def _refuse_nan(outputs: CtsSemanticSegmenterOutput) -> None:
+    # Before upsampling, where it costs little: argmax would take NaN for a class.
+    if outputs.logits.isnan().any():
+        raise ValueError(
+            "The model's logits must be numbers, got NaN: look for NaN in its weights, and if there is none, run it "
+            "in a dtype of a larger range, such as bfloat16."
+        )
 
 
 def _deciding_scores(given: Tensor | None, outputs: CtsSemanticSegmenterOutput) -> Tensor | None:
