@@ -142,6 +142,27 @@ def is_fused(model):
     return model.backbone.conv_stem.folded_weight is not None
 
 
+@pytest.mark.parametrize("tf_padding", [False, True])
+@pytest.mark.parametrize(
+    ("superpatch_size", "output_stride"), [(16, 32), (8, 32), (28, 32), (16, 16), (48, 32), (64, 32), (16, 8)]
+)
+@torch.no_grad()
+def test_images_of_different_sizes_get_the_logits_they_get_alone(superpatch_size, output_stride, tf_padding):
+    model = policy_with_statistics(superpatch_size=superpatch_size, output_stride=output_stride, tf_padding=tf_padding)
+    grids = [(4, 4), (3, 3), (1, 4), (2, 1)]
+    images = random_images(4, 4 * superpatch_size, 4 * superpatch_size) + 2  # a border is not like the padding
+    superpatch_mask = torch.zeros(4, 4, 4, dtype=torch.bool)
+    for index, (rows, columns) in enumerate(grids):
+        superpatch_mask[index, :rows, :columns] = True
+    pixel_mask = superpatch_mask.repeat_interleave(superpatch_size, 1).repeat_interleave(superpatch_size, 2)
+    images = images * pixel_mask[:, None]
+    logits = model(images, superpatch_mask=superpatch_mask).logits
+    for index, (rows, columns) in enumerate(grids):
+        alone = images[index : index + 1, :, : rows * superpatch_size, : columns * superpatch_size]
+        part, expected = logits[index, :, :rows, :columns], model(alone).logits[0]
+        assert (part - expected).abs().max() <= 1e-4 * expected.abs().max()  # the tolerance of test_golden.py
+
+
 @pytest.mark.parametrize("overrides", [{}, {"output_stride": 16}, {"tf_padding": True, "batch_norm_eps": 1e-3}])
 @torch.no_grad()
 def test_fusing_changes_nothing_and_is_reversible(overrides, tmp_path):

@@ -207,4 +207,4 @@ def blank_padding(hidden_states: torch.Tensor, superpatch_mask: torch.Tensor | N
     return hidden_states * nn.functional.interpolate(superpatch_mask, size=hidden_states.shape[-2:], mode="nearest")
 
 
-__all__ = ["CtsPolicyBackbone", "CtsPolicyConv2d"]
+__all__ = ["CtsPolicyBackbone", "CtsPolicyConv2d", "blank_padding"]
