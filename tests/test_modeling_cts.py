@@ -343,6 +343,31 @@ def test_every_part_computes_in_the_dtype_of_its_weights(part, dtype, dtype_of_p
             assert outputs.logits.dtype == next(model.decode_head.parameters()).dtype
 
 
+@pytest.mark.parametrize("decoder_type", ["mask_transformer", "linear"])
+@torch.no_grad()
+def test_linear_layers_can_be_quantized(decoder_type):
+    model = tiny_model(decoder_type=decoder_type)
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    expected, outputs = model(random_images()), quantized(random_images().double())
+    assert torch.equal(outputs.shared_superpatches, expected.shared_superpatches)  # the policy has no linear layer
+    similarity = nn.functional.cosine_similarity(outputs.logits, expected.logits, dim=1)
+    assert similarity.mean() > 0.99  # some ten layers round by 2**-8 of the largest weight each: 4 % in all
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("decoder_type", ["mask_transformer", "linear"])
+@torch.no_grad()
+def test_a_replica_without_parameters_computes_the_same(decoder_type, dtype):
+    model = tiny_model(decoder_type=decoder_type).to(dtype)
+    expected = model(random_images())
+    for module in model.modules():  # as in `nn.DataParallel`, which needs several GPUs
+        parameters, module._parameters = module._parameters, {}
+        module.__dict__.update(parameters)
+    outputs = model(random_images())
+    assert torch.equal(outputs.logits, expected.logits)
+    assert torch.equal(outputs.policy_logits, expected.policy_logits)
+
+
 @torch.no_grad()
 def test_a_policy_in_full_precision_sees_the_images_in_full_precision():
     model = tiny_model()

@@ -31,7 +31,7 @@ from .configuration_cts import CtsConfig
 from .modeling_cts_checks import check_images, check_labels
 from .modeling_cts_decoders import DECODERS, CtsMaskTransformerDecoder
 from .modeling_cts_embeddings import CtsEmbeddings, check_pixel_mask, grid_mask, grid_sizes
-from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask, weight_dtype
+from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask
 from .modeling_cts_policy import CtsPolicyModel, check_policy_scores, pad_to_superpatches, policy_loss, renormalize
 from .token_sharing import (
     IGNORED_TARGET,
@@ -341,7 +341,7 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         layout = outputs.token_layout
 
         tokens = outputs.last_hidden_state[:, self.cts.embeddings.num_prefix_tokens :]
-        token_logits = self.decode_head(tokens.to(weight_dtype(self.decode_head)), layout.token_mask, **kwargs)
+        token_logits = self.decode_head(tokens, layout.token_mask, **kwargs)
         logits = unshare(token_logits, layout)  # (B, N, num_labels)
         rows, columns = (-(-side // self.config.patch_size) for side in pixel_values.shape[-2:])
         logits = logits.transpose(1, 2).unflatten(2, (2 * layout.shared_superpatches.shape[1], -1))

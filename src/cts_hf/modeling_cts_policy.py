@@ -149,7 +149,7 @@ class CtsPolicyModel(PreTrainedModel):
         if superpatch_mask is not None:
             rows, columns = (side // superpatch_size for side in pixel_values.shape[-2:])
             check_superpatch_mask(superpatch_mask, (pixel_values.shape[0], rows, columns))
-        pixel_values = self._resize(pixel_values.to(self.dtype), superpatch_mask)
+        pixel_values = self._resize(pixel_values.to(self.head.weight.dtype), superpatch_mask)
         # Depthwise convolutions are about twice as fast with channels last, the layout that all that follows inherits.
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         logits = self.head(self.backbone(pixel_values, superpatch_mask))
@@ -285,7 +285,7 @@ def _describe_weights(policy: nn.Module) -> str:
     broken = [name for name, tensor in policy.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         return f"a policy whose weights hold NaN or infinity ({len(broken)} tensors, the first is {broken[0]})"
-    return f"a policy with finite weights, whose features are too large for {policy.dtype}"
+    return f"a policy with finite weights, whose features are too large for {policy.head.weight.dtype}"
 
 
 __all__ = ["CtsPolicyModel", "CtsPolicyOutput"]
