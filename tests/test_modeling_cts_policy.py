@@ -1,14 +1,18 @@
 import copy
+import importlib
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from cts_hf import CtsPolicyConfig, CtsPolicyModel, superpatch_targets
+import cts_hf
+from cts_hf import CtsForSemanticSegmentation, CtsPolicyConfig, CtsPolicyModel, superpatch_targets
 from cts_hf.conversion import convert_policy
 from cts_hf.modeling_cts_policy import halve
 
-from .models import random_images, tiny_model, tiny_policy
+from .models import TINY_TRUNK, random_images, tiny_model, tiny_policy
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
@@ -219,3 +223,52 @@ def test_a_frozen_policy_can_be_fused_inside_its_model():
 def test_half_resolution_is_the_mean_of_2_x_2_pixels():
     images = random_images(2, 32, 48)
     torch.testing.assert_close(halve(images), torch.nn.functional.avg_pool2d(images, 2))
+
+
+@torch.no_grad()
+def test_a_policy_of_another_copy_of_the_code_can_be_set(tmp_path, monkeypatch):
+    """As where model and policy are loaded from two folders with `trust_remote_code=True`."""
+    (tmp_path / "another_copy").mkdir()
+    for file in Path(cts_hf.__file__).parent.glob("*.py"):
+        if file.name != "__init__.py":
+            shutil.copy(file, tmp_path / "another_copy")
+    monkeypatch.syspath_prepend(tmp_path)
+    another = importlib.import_module("another_copy.modeling_cts_policy")
+    policy = another.CtsPolicyModel(another.CtsPolicyConfig(superpatch_size=16, output_stride=16, **TINY_TRUNK)).eval()
+    assert not isinstance(policy.config, CtsPolicyConfig)
+    model = tiny_model()
+    model.set_policy(policy)
+    assert model.config.policy_config is policy.config
+    assert type(policy.config) is CtsPolicyConfig
+    assert policy.config.output_stride == 16
+    model.save_pretrained(tmp_path / "model")
+    loaded = CtsForSemanticSegmentation.from_pretrained(tmp_path / "model")
+    assert torch.equal(loaded(random_images()).policy_logits, model(random_images()).policy_logits)
+
+
+def policy_with_options_that_do_not_fit():
+    policy = tiny_policy()
+    policy.config.image_std = [0.5, 0.5, 0.0]
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: None, "`policy` must be a CtsPolicyModel, got <class 'NoneType'>: load one by"),
+        (lambda: "folder", "`policy` must be a CtsPolicyModel, got <class 'str'>"),
+        (lambda: tiny_policy().config, "`policy` must be .* got <class '.*CtsPolicyConfig'>"),
+        (lambda: torch.nn.Linear(1, 1), "`policy` must be .* got <class '.*Linear'>"),
+        (tiny_model, "`policy` must be .* got <class '.*CtsForSemanticSegmentation'>"),
+        (lambda: tiny_policy(superpatch_size=32), r"`policy_config\.superpatch_size` must be 16 .* got 32"),
+        (policy_with_options_that_do_not_fit, r"`image_std` must be numbers above 0, .* got \[0\.5, 0\.5, 0\.0\]"),
+    ],
+)
+@torch.no_grad()
+def test_a_policy_that_is_refused_leaves_the_model_as_it_is(build, message):
+    model = tiny_model(use_policy=False)
+    before = model.config.to_dict()
+    with pytest.raises(ValueError, match=message):
+        model.set_policy(build())
+    assert model.cts.policy is None
+    assert model.config.to_dict() == before

@@ -137,16 +137,22 @@ class CtsPreTrainedModel(PreTrainedModel):
 
         Args:
             policy ([`CtsPolicyModel`]): Becomes part of this model, on the device and in the dtype of its encoder.
-                Convert it afterwards to run it in another dtype than the encoder.
+                Convert it afterwards to run it in another dtype than the encoder. Both share one configuration.
 
         Raises:
-            ValueError: If the policy is for superpatches of another size or for other channels.
+            ValueError: If it is no policy, has options that do not fit, or is for superpatches of another size or for
+                other channels. The model is then as before.
         """
-        self.config.check_policy_config(policy.config)
+        # By name, and converted: with remote code, the classes of a policy can be copies of those of this model.
+        if getattr(getattr(policy, "config", None), "model_type", None) != "cts_policy":
+            raise ValueError(f"`policy` must be a CtsPolicyModel, got {type(policy)}: load one by `from_pretrained`.")
+        policy_config = self.config.sub_configs["policy_config"].from_dict(policy.config.to_dict())
+        self.config.check_policy_config(policy_config)
         base = self.base_model
         # Not `self.dtype`: that of the first parameter, which may be one of the policy to replace.
-        base.policy = policy.to(device=base.embeddings.cls_token.device, dtype=base.embeddings.cls_token.dtype)
-        self.config.use_policy, self.config.policy_config = True, policy.config
+        policy = policy.to(device=base.embeddings.cls_token.device, dtype=base.embeddings.cls_token.dtype)
+        policy.config = self.config.policy_config = policy_config
+        self.config.use_policy, base.policy = True, policy
         policy.requires_grad_(True).train(base.training)
         base._freeze_policy()
 

@@ -146,7 +146,7 @@ class CtsLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        # Of a weight by name, here and elsewhere: replicas of `nn.DataParallel` and quantized layers have no parameters.
+        # Of a weight by name, here and elsewhere: quantized layers and replicas of `nn.DataParallel` list none.
         hidden_states = hidden_states.to(self.layernorm_before.weight.dtype)
         attention_output, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(attention_output))
