@@ -264,6 +264,18 @@ def test_save_and_load(tmp_path):
     assert torch.equal(base(images).last_hidden_state, model.cts(images).last_hidden_state)
 
 
+@pytest.mark.parametrize("part", ["cts.policy", "cts.embeddings", "cts.layers", "cts.layernorm", "decode_head"])
+@torch.no_grad()
+def test_weights_can_stay_on_disk(part, tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    parts = ("cts.policy", "cts.embeddings", "cts.layers", "cts.layernorm", "decode_head")
+    device_map = {**dict.fromkeys(parts, "cpu"), part: "disk"}
+    loaded = CtsForSemanticSegmentation.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "o")
+    assert any(weight.is_meta for weight in loaded.parameters())
+    assert torch.equal(loaded(random_images()).logits, model(random_images()).logits)
+
+
 @torch.no_grad()
 def test_positions_are_untouched_at_their_own_size_and_interpolated_at_others():
     embeddings = tiny_model(image_size=(64, 96)).cts.embeddings
