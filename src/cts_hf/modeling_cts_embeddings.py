@@ -119,7 +119,7 @@ def _resample_positions(positions: torch.Tensor, grid: tuple[int, int], image_gr
     """
     axes = []
     for axis in (0, 1):
-        centers = torch.arange(grid[axis], device=positions.device) + 0.5
+        centers = torch.arange(grid[axis], dtype=torch.float32, device=positions.device) + 0.5
         axes.append(centers / image_grids[:, axis, None] * 2 - 1)  # (B, length), -1 and 1 are the image's borders
     rows, columns = axes[0][:, :, None].expand(-1, -1, grid[1]), axes[1][:, None, :].expand(-1, grid[0], -1)
     sampling_grid = torch.stack([columns, rows], dim=-1)  # grid_sample wants (x, y)
