@@ -27,7 +27,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_cts import CtsConfig, CtsPolicyConfig
+from .configuration_cts import CtsConfig, CtsPolicyConfig, channel_values
 from .modeling_cts_checks import check_images, check_labels, has_values, refuse_unless
 from .modeling_cts_trunk import CtsPolicyBackbone, CtsPolicyConv2d, blank_padding
 from .token_sharing import check_superpatch_mask, padding_sizes
@@ -221,9 +221,15 @@ def renormalize(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, con
 
     Returns:
         `torch.FloatTensor` of the same shape, in float32 at least; `pixel_values` itself if both are the same.
+
+    Raises:
+        ValueError: If a mean or standard deviation of the configuration is none.
     """
-    policy_config = config.policy_config
-    given, wanted = ((list(of.image_mean), list(of.image_std)) for of in (config, policy_config))
+    # Checked and completed again, as they may have been set since the configuration was made.
+    given, wanted = (
+        [channel_values(prefix + name, getattr(of, name), of.num_channels) for name in ("image_mean", "image_std")]
+        for of, prefix in ((config, ""), (config.policy_config, "policy_config."))
+    )
     if given == wanted:
         return pixel_values
     # In full precision, as what comes of it is rounded to the policy's.
