@@ -140,8 +140,7 @@ class CtsPreTrainedModel(PreTrainedModel):
                 Convert it afterwards to run it in another dtype than the encoder. Both share one configuration.
 
         Raises:
-            ValueError: If it is no policy, has options that do not fit, or is for superpatches of another size or for
-                other channels. The model is then as before.
+            ValueError: If it is no policy, or has options that do not fit this model, which is then as before.
         """
         # By name, and converted: with remote code, the classes of a policy can be copies of those of this model.
         if getattr(getattr(policy, "config", None), "model_type", None) != "cts_policy":
