@@ -6,7 +6,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from cts_hf import CtsConfig, CtsForSemanticSegmentation, CtsPolicyConfig
 from cts_hf.normalization import HALF, IMAGENET
 
-from .models import tiny_config
+from .models import tiny_config, tiny_model, tiny_policy
 
 
 def test_defaults_are_the_small_model_of_the_paper():
@@ -67,6 +67,50 @@ def test_a_config_that_records_no_normalization_has_half(tmp_path):
         del part["image_mean"], part["image_std"]
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert CtsConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def changed(model, name, value):
+    """Sets an option, `policy_config.NAME` one of the policy, of a model that exists."""
+    *part, name = name.split(".")
+    setattr(model.config.policy_config if part else model.config, name, value)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("token_reduction", 0.9),
+        ("token_reduction", float("nan")),
+        ("image_std", [0.5, 0.5, 0.0]),
+        ("num_hidden_layers", 0),
+        ("policy_config.image_mean", [0.5]),
+        ("policy_config.width_coefficient", float("nan")),
+        ("policy_config.superpatch_size", 32),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(name, value, tmp_path):
+    changed(tiny_model(), "token_reduction", 0.5).save_pretrained(tmp_path)
+    model = changed(tiny_model(), name, value)
+    for part in (model, model.config):
+        with pytest.raises(ValueError, match=name.split(".")[-1]):
+            part.save_pretrained(tmp_path)
+    assert CtsForSemanticSegmentation.from_pretrained(tmp_path).config.token_reduction == 0.5
+
+
+def test_a_policy_that_could_not_be_loaded_is_not_saved(tmp_path):
+    policy = tiny_policy()
+    policy.config.output_stride = 4
+    with pytest.raises(ValueError, match="8, 16 or 32, got 4"):
+        policy.save_pretrained(tmp_path)
+    assert not [file.name for file in tmp_path.iterdir() if file.suffix in (".json", ".safetensors")]
+
+
+@pytest.mark.parametrize("name", ["decoder_num_attention_heads", "decoder_layer_norm_eps", "image_mean"])
+def test_what_is_completed_can_be_saved(name, tmp_path):
+    model = tiny_model()
+    expected = model.config.to_dict()
+    changed(model, name, None).save_pretrained(tmp_path)
+    assert getattr(CtsForSemanticSegmentation.from_pretrained(tmp_path).config, name) == expected[name]
 
 
 @pytest.mark.parametrize("config_class", [CtsConfig, CtsPolicyConfig])

@@ -1,14 +1,18 @@
 import copy
+import importlib
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from cts_hf import CtsPolicyConfig, CtsPolicyModel, superpatch_targets
+import cts_hf
+from cts_hf import CtsForSemanticSegmentation, CtsPolicyConfig, CtsPolicyModel, superpatch_targets
 from cts_hf.conversion import convert_policy
 from cts_hf.modeling_cts_policy import halve
 
-from .models import random_images, tiny_model, tiny_policy
+from .models import TINY_TRUNK, random_images, tiny_model, tiny_policy
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
@@ -142,6 +146,27 @@ def is_fused(model):
     return model.backbone.conv_stem.folded_weight is not None
 
 
+@pytest.mark.parametrize("tf_padding", [False, True])
+@pytest.mark.parametrize(
+    ("superpatch_size", "output_stride"), [(16, 32), (8, 32), (28, 32), (16, 16), (48, 32), (64, 32), (16, 8)]
+)
+@torch.no_grad()
+def test_images_of_different_sizes_get_the_logits_they_get_alone(superpatch_size, output_stride, tf_padding):
+    model = policy_with_statistics(superpatch_size=superpatch_size, output_stride=output_stride, tf_padding=tf_padding)
+    grids = [(4, 4), (3, 3), (1, 4), (2, 1)]
+    images = random_images(4, 4 * superpatch_size, 4 * superpatch_size) + 2  # a border is not like the padding
+    superpatch_mask = torch.zeros(4, 4, 4, dtype=torch.bool)
+    for index, (rows, columns) in enumerate(grids):
+        superpatch_mask[index, :rows, :columns] = True
+    pixel_mask = superpatch_mask.repeat_interleave(superpatch_size, 1).repeat_interleave(superpatch_size, 2)
+    images = images * pixel_mask[:, None]
+    logits = model(images, superpatch_mask=superpatch_mask).logits
+    for index, (rows, columns) in enumerate(grids):
+        alone = images[index : index + 1, :, : rows * superpatch_size, : columns * superpatch_size]
+        part, expected = logits[index, :, :rows, :columns], model(alone).logits[0]
+        assert (part - expected).abs().max() <= 1e-4 * expected.abs().max()  # the tolerance of test_golden.py
+
+
 @pytest.mark.parametrize("overrides", [{}, {"output_stride": 16}, {"tf_padding": True, "batch_norm_eps": 1e-3}])
 @torch.no_grad()
 def test_fusing_changes_nothing_and_is_reversible(overrides, tmp_path):
@@ -198,3 +223,52 @@ def test_a_frozen_policy_can_be_fused_inside_its_model():
 def test_half_resolution_is_the_mean_of_2_x_2_pixels():
     images = random_images(2, 32, 48)
     torch.testing.assert_close(halve(images), torch.nn.functional.avg_pool2d(images, 2))
+
+
+@torch.no_grad()
+def test_a_policy_of_another_copy_of_the_code_can_be_set(tmp_path, monkeypatch):
+    """As where model and policy are loaded from two folders with `trust_remote_code=True`."""
+    (tmp_path / "another_copy").mkdir()
+    for file in Path(cts_hf.__file__).parent.glob("*.py"):
+        if file.name != "__init__.py":
+            shutil.copy(file, tmp_path / "another_copy")
+    monkeypatch.syspath_prepend(tmp_path)
+    another = importlib.import_module("another_copy.modeling_cts_policy")
+    policy = another.CtsPolicyModel(another.CtsPolicyConfig(superpatch_size=16, output_stride=16, **TINY_TRUNK)).eval()
+    assert not isinstance(policy.config, CtsPolicyConfig)
+    model = tiny_model()
+    model.set_policy(policy)
+    assert model.config.policy_config is policy.config
+    assert type(policy.config) is CtsPolicyConfig
+    assert policy.config.output_stride == 16
+    model.save_pretrained(tmp_path / "model")
+    loaded = CtsForSemanticSegmentation.from_pretrained(tmp_path / "model")
+    assert torch.equal(loaded(random_images()).policy_logits, model(random_images()).policy_logits)
+
+
+def policy_with_options_that_do_not_fit():
+    policy = tiny_policy()
+    policy.config.image_std = [0.5, 0.5, 0.0]
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: None, "`policy` must be a CtsPolicyModel, got <class 'NoneType'>: load one by"),
+        (lambda: "folder", "`policy` must be a CtsPolicyModel, got <class 'str'>"),
+        (lambda: tiny_policy().config, "`policy` must be .* got <class '.*CtsPolicyConfig'>"),
+        (lambda: torch.nn.Linear(1, 1), "`policy` must be .* got <class '.*Linear'>"),
+        (tiny_model, "`policy` must be .* got <class '.*CtsForSemanticSegmentation'>"),
+        (lambda: tiny_policy(superpatch_size=32), r"`policy_config\.superpatch_size` must be 16 .* got 32"),
+        (policy_with_options_that_do_not_fit, r"`image_std` must be numbers above 0, .* got \[0\.5, 0\.5, 0\.0\]"),
+    ],
+)
+@torch.no_grad()
+def test_a_policy_that_is_refused_leaves_the_model_as_it_is(build, message):
+    model = tiny_model(use_policy=False)
+    before = model.config.to_dict()
+    with pytest.raises(ValueError, match=message):
+        model.set_policy(build())
+    assert model.cts.policy is None
+    assert model.config.to_dict() == before

@@ -111,6 +111,21 @@ def test_compiled_and_exported():
     assert torch.equal(program.module()(images).policy_logits, model(images).policy_logits)
 
 
+@pytest.mark.parametrize("part", ["", "policy_config."])
+@torch.no_grad()
+def test_a_normalization_that_is_set_afterwards_is_completed_or_refused(part):
+    model = model_of(HALF, HALF)
+    expected = model(random_images()).policy_logits
+    config = model.config.policy_config if part else model.config
+    for value in (None, 0.5, (0.5, 0.5, 0.5)):
+        config.image_mean = value
+        assert torch.equal(model(random_images()).policy_logits, expected)
+    for value in ([0.4], [float("nan")] * 3):
+        config.image_mean = value
+        with pytest.raises(ValueError, match=rf"`{part}image_mean` must be finite numbers, .* 3 channels .* got"):
+            model(random_images())
+
+
 @torch.no_grad()
 def test_a_policy_keeps_its_normalization_in_another_model(tmp_path):
     images = raw_images()

@@ -215,6 +215,15 @@ def test_superpatch_targets_by_brute_force(rows, columns, ignore_index):
                 assert targets[image, row, column] == brute_force_target(cell, on_border, ignore_index)
 
 
+@pytest.mark.parametrize(("dtype", "ignore_index"), [(torch.uint8, 255), (torch.int8, -100), (torch.int64, -100)])
+def test_labels_are_padded_with_the_ignore_index(dtype, ignore_index):
+    padded = pad_labels(torch.ones(1, 3, 6, dtype=dtype), 4, ignore_index)
+    assert padded.dtype == dtype
+    assert padded.tolist() == [[[1] * 6 + [ignore_index] * 2] * 3 + [[ignore_index] * 8]]
+    whole = torch.ones(1, 4, 8, dtype=torch.bool)
+    assert torch.equal(pad_labels(whole, 4), whole)
+
+
 def test_refusals_name_the_value():
     scores = random_scores(2, 2)
     with pytest.raises(ValueError, match=r"token_reduction.*0\.8"):
@@ -233,8 +242,17 @@ def test_refusals_name_the_value():
             build(scores_with_nan, 1)
     with pytest.raises(ValueError, match="16 patches"):
         share(torch.zeros(3, 12, 1), torch.zeros(3, 3, 1), layout)
-    with pytest.raises(ValueError, match="13 tokens, got 14"):
+    with pytest.raises(ValueError, match=r"13 tokens of 3 images, got values of shape \(3, 14, 1\)"):
         unshare(torch.zeros(3, 14, 1), layout)
+    for num_shared in (0, 1):
+        layout = build_layout(scores, num_shared)
+        for batch_size in (1, 2, 6):
+            patches, superpatches = torch.zeros(batch_size, 16, 1), torch.zeros(batch_size, 4, 1)
+            tokens = torch.zeros(batch_size, 16 - 3 * num_shared, 1)
+            with pytest.raises(ValueError, match=rf"of 3 images, got values of shape \({batch_size}, 16, 1\)"):
+                share(patches, superpatches, layout)
+            with pytest.raises(ValueError, match=rf"of 3 images, got values of shape \({batch_size}, 1.*\)"):
+                unshare(tokens, layout)
 
 
 TENSOR_OF_INTEGERS = r"`labels` must be a torch\.Tensor of integer dtype, got "
@@ -273,6 +291,18 @@ NO_NUMBER = r"`token_reduction` must be a number between 0 \(no sharing\) and 0\
             r"`superpatch_mask` must have shape .*\(1, 2, 2\).*\(1, 8, 8\)",
         ),
         (lambda: pad_labels(np.zeros((1, 8, 8), int), 4), TENSOR_OF_INTEGERS + r"<class 'numpy\.ndarray'>"),
+        (
+            lambda: pad_labels(torch.ones(1, 8, 7).bool(), 4),
+            r"can hold the ignore index, 255, .* got torch\.bool: conv",
+        ),
+        (
+            lambda: pad_labels(torch.ones(1, 8, 7).byte(), 4, -100),
+            r"the ignore index, -100, .* got torch\.uint8: conv",
+        ),
+        (
+            lambda: pad_labels(torch.ones(1, 8, 7).to(torch.int8), 4),
+            r"the ignore index, 255, .* got torch\.int8: conv",
+        ),
         (lambda: pad_labels(torch.ones(1, 8, 8).int(), 0), "`superpatch_size` .* from 1 on, got 0"),
     ],
 )

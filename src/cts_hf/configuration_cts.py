@@ -23,7 +23,6 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-
 # What transformers itself passes to a config beyond the declared fields of `PreTrainedConfig`.
 _FOREIGN_NAMES = {
     "_commit_hash",
@@ -45,7 +44,6 @@ _FOREIGN_NAMES = {
     "torch_dtype",
     "use_cache",
 }
-
 
 # Where the code saved beside a checkpoint is found, for those who load it without cts_hf.
 _AUTO_MAP = {
@@ -127,8 +125,14 @@ def _complete_normalization(config: PreTrainedConfig) -> None:
         setattr(config, name, channel_values(name, getattr(config, name), config.num_channels))
 
 
+class _CheckedConfig:
+    def save_pretrained(self, *args, **kwargs):
+        self.check_options()  # options can be set behind the checks, and what is saved has to load again
+        return super().save_pretrained(*args, **kwargs)
+
+
 @strict
-class CtsPolicyConfig(PreTrainedConfig):
+class CtsPolicyConfig(_CheckedConfig, PreTrainedConfig):
     r"""
     Configuration of a [`CtsPolicyModel`]: the network that predicts which superpatches show one class.
 
@@ -206,7 +210,7 @@ class CtsPolicyConfig(PreTrainedConfig):
 
 
 @strict
-class CtsConfig(PreTrainedConfig):
+class CtsConfig(_CheckedConfig, PreTrainedConfig):
     r"""
     Configuration of a [`CtsModel`] or [`CtsForSemanticSegmentation`]. The defaults are those of a ViT-S/16 Segmenter
     at 512 x 512 pixels with 30 % fewer tokens (Lu et al., CVPR 2023, table 1).
@@ -316,10 +320,6 @@ class CtsConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         _refuse_unknown_names(self, kwargs)
-        if self.decoder_num_attention_heads is None:
-            self.decoder_num_attention_heads = max(1, self.hidden_size // 64)
-        if self.decoder_layer_norm_eps is None:
-            self.decoder_layer_norm_eps = self.layer_norm_eps
         self.check_options()
         # `register_for_auto_class` records a single auto class; a checkpoint serves two.
         kwargs["auto_map"] = {**_AUTO_MAP, **kwargs.get("auto_map", {})}
@@ -328,25 +328,25 @@ class CtsConfig(PreTrainedConfig):
     @property
     def image_height_and_width(self) -> tuple[int, int]:
         """`image_size` as two numbers."""
-        if isinstance(self.image_size, int):
-            return self.image_size, self.image_size
-        return self.image_size[0], self.image_size[-1]
+        sides = [self.image_size] if isinstance(self.image_size, int) else self.image_size
+        return sides[0], sides[-1]
 
     def check_options(self) -> None:
         """
         Refuses options that do not fit, or do not fit each other, with a `ValueError` that names them, and completes
-        normalization and policy.
+        decoder, normalization and policy.
         """
-        _refuse_below_one(
-            self, "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads"
-        )
-        _refuse_below_one(self, "intermediate_size")
+        if self.decoder_num_attention_heads is None:
+            self.decoder_num_attention_heads = max(1, self.hidden_size // 64)
+        if self.decoder_layer_norm_eps is None:
+            self.decoder_layer_norm_eps = self.layer_norm_eps
+        _refuse_below_one(self, "patch_size", "num_channels", "hidden_size", "intermediate_size")
+        _refuse_below_one(self, "num_hidden_layers", "num_attention_heads")
         _complete_normalization(self)
         self._complete_policy_config()
         _refuse_outside(self, "token_reduction", 0, 0.75)
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
-            _refuse_outside(self, name, 0, 1)
-        for name in ("decoder_dropout_prob", "decoder_drop_path_rate"):
+        of_decoder = ("decoder_dropout_prob", "decoder_drop_path_rate")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", *of_decoder):
             _refuse_outside(self, name, 0, 1)
         _refuse_below_zero(self, "layer_norm_eps", "decoder_layer_norm_eps", "initializer_range", "policy_loss_weight")
         if self.decoder_type not in ("mask_transformer", "linear"):
@@ -361,6 +361,7 @@ class CtsConfig(PreTrainedConfig):
                     f"`hidden_size` ({self.hidden_size}) must be a multiple of `{name}` ({getattr(self, name)})."
                 )
         self._check_image_size()
+        self.policy_config.check_options()
         self.check_policy_config(self.policy_config)
 
     def _check_image_size(self):

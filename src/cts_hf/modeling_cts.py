@@ -31,7 +31,7 @@ from .configuration_cts import CtsConfig
 from .modeling_cts_checks import check_images, check_labels
 from .modeling_cts_decoders import DECODERS, CtsMaskTransformerDecoder
 from .modeling_cts_embeddings import CtsEmbeddings, check_pixel_mask, grid_mask, grid_sizes
-from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask, weight_dtype
+from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask
 from .modeling_cts_policy import CtsPolicyModel, check_policy_scores, pad_to_superpatches, policy_loss, renormalize
 from .token_sharing import (
     IGNORED_TARGET,
@@ -137,16 +137,21 @@ class CtsPreTrainedModel(PreTrainedModel):
 
         Args:
             policy ([`CtsPolicyModel`]): Becomes part of this model, on the device and in the dtype of its encoder.
-                Convert it afterwards to run it in another dtype than the encoder.
+                Convert it afterwards to run it in another dtype than the encoder. Both share one configuration.
 
         Raises:
-            ValueError: If the policy is for superpatches of another size or for other channels.
+            ValueError: If it is no policy, or has options that do not fit this model, which is then as before.
         """
-        self.config.check_policy_config(policy.config)
+        # By name, and converted: with remote code, the classes of a policy can be copies of those of this model.
+        if getattr(getattr(policy, "config", None), "model_type", None) != "cts_policy":
+            raise ValueError(f"`policy` must be a CtsPolicyModel, got {type(policy)}: load one by `from_pretrained`.")
+        policy_config = self.config.sub_configs["policy_config"].from_dict(policy.config.to_dict())
+        self.config.check_policy_config(policy_config)
         base = self.base_model
         # Not `self.dtype`: that of the first parameter, which may be one of the policy to replace.
-        base.policy = policy.to(device=base.embeddings.cls_token.device, dtype=base.embeddings.cls_token.dtype)
-        self.config.use_policy, self.config.policy_config = True, policy.config
+        policy = policy.to(device=base.embeddings.cls_token.device, dtype=base.embeddings.cls_token.dtype)
+        policy.config = self.config.policy_config = policy_config
+        self.config.use_policy, base.policy = True, policy
         policy.requires_grad_(True).train(base.training)
         base._freeze_policy()
 
@@ -342,7 +347,7 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         layout = outputs.token_layout
 
         tokens = outputs.last_hidden_state[:, self.cts.embeddings.num_prefix_tokens :]
-        token_logits = self.decode_head(tokens.to(weight_dtype(self.decode_head)), layout.token_mask, **kwargs)
+        token_logits = self.decode_head(tokens, layout.token_mask, **kwargs)
         logits = unshare(token_logits, layout)  # (B, N, num_labels)
         rows, columns = (-(-side // self.config.patch_size) for side in pixel_values.shape[-2:])
         logits = logits.transpose(1, 2).unflatten(2, (2 * layout.shared_superpatches.shape[1], -1))

@@ -45,7 +45,9 @@ class CtsLinearDecoder(nn.Module):
         Returns:
             `torch.Tensor` of shape `(batch_size, num_tokens, num_labels)`.
         """
-        return self.classifier(hidden_states)
+        # Of the bias, as quantized weights can be integers; with `torch.ao.quantization` it is a method.
+        dtype = getattr(self.classifier.bias, "dtype", hidden_states.dtype)
+        return self.classifier(hidden_states.to(dtype))
 
 
 class CtsMaskTransformerDecoder(nn.Module):
@@ -91,7 +93,7 @@ class CtsMaskTransformerDecoder(nn.Module):
         """
         batch_size, num_tokens, _ = hidden_states.shape
         class_embeddings = self.class_embeddings.expand(batch_size, -1, -1)
-        hidden_states = torch.cat([self.projection(hidden_states), class_embeddings], dim=1)
+        hidden_states = torch.cat([self.projection(hidden_states.to(class_embeddings.dtype)), class_embeddings], dim=1)
         attention_mask = padding_attention_mask(
             self.config, hidden_states, token_mask, after=class_embeddings.shape[1]
         )

@@ -18,7 +18,6 @@ from torch import nn
 
 from .configuration_cts import CtsConfig
 from .modeling_cts_checks import check_tensor, has_values, refuse_unless
-from .modeling_cts_layers import weight_dtype
 from .modeling_cts_policy import halve
 from .token_sharing import TokenLayout, is_identity, share
 
@@ -35,7 +34,6 @@ class CtsPatchEmbeddings(nn.Module):
         self.projection = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
 
     def forward(self, pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-        pixel_values = pixel_values.to(weight_dtype(self))
         patches = self._unfold(pixel_values)  # (B, N, C * P * P)
         if is_identity(layout):
             return self.projection(patches)
@@ -86,7 +84,7 @@ class CtsEmbeddings(nn.Module):
         patch_size = self.patch_embeddings.patch_size
         grid = (pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size)
 
-        embeddings = self.patch_embeddings(pixel_values, layout)
+        embeddings = self.patch_embeddings(pixel_values.to(self.cls_token.dtype), layout)
         embeddings = embeddings + self._token_positions(layout, grid, image_grids)
         prefix = self.cls_token
         if self.distillation_token is not None:
@@ -121,7 +119,7 @@ def _resample_positions(positions: torch.Tensor, grid: tuple[int, int], image_gr
     """
     axes = []
     for axis in (0, 1):
-        centers = torch.arange(grid[axis], device=positions.device) + 0.5
+        centers = torch.arange(grid[axis], dtype=torch.float32, device=positions.device) + 0.5
         axes.append(centers / image_grids[:, axis, None] * 2 - 1)  # (B, length), -1 and 1 are the image's borders
     rows, columns = axes[0][:, :, None].expand(-1, -1, grid[1]), axes[1][:, None, :].expand(-1, grid[0], -1)
     sampling_grid = torch.stack([columns, rows], dim=-1)  # grid_sample wants (x, y)

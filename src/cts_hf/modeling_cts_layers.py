@@ -146,7 +146,8 @@ class CtsLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        hidden_states = hidden_states.to(weight_dtype(self))
+        # Of a weight by name, here and elsewhere: quantized layers and replicas of `nn.DataParallel` list none.
+        hidden_states = hidden_states.to(self.layernorm_before.weight.dtype)
         attention_output, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(attention_output))
 
@@ -172,17 +173,9 @@ def padding_attention_mask(
     return create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=token_mask)
 
 
-def weight_dtype(module: nn.Module) -> torch.dtype:
-    """
-    The dtype that a part of a model computes in: that of its first floating-point parameter. Parts can differ, for
-    example where only the policy is kept in float32.
-    """
-    return next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
-
-
 def drop_path_schedule(rate: float, num_layers: int) -> list[float]:
     """The drop probability of each layer: grows linearly from 0 at the first to `rate` at the last."""
     return [rate * index / max(num_layers - 1, 1) for index in range(num_layers)]
 
 
-__all__ = ["CtsLayer", "drop_path_schedule", "padding_attention_mask", "weight_dtype"]
+__all__ = ["CtsLayer", "drop_path_schedule", "padding_attention_mask"]

@@ -27,9 +27,9 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_cts import CtsConfig, CtsPolicyConfig
+from .configuration_cts import CtsConfig, CtsPolicyConfig, channel_values
 from .modeling_cts_checks import check_images, check_labels, has_values, refuse_unless
-from .modeling_cts_trunk import CtsPolicyBackbone, CtsPolicyConv2d
+from .modeling_cts_trunk import CtsPolicyBackbone, CtsPolicyConv2d, blank_padding
 from .token_sharing import check_superpatch_mask, padding_sizes
 
 
@@ -149,7 +149,7 @@ class CtsPolicyModel(PreTrainedModel):
         if superpatch_mask is not None:
             rows, columns = (side // superpatch_size for side in pixel_values.shape[-2:])
             check_superpatch_mask(superpatch_mask, (pixel_values.shape[0], rows, columns))
-        pixel_values = self._resize(pixel_values.to(self.dtype))
+        pixel_values = self._resize(pixel_values.to(self.head.weight.dtype), superpatch_mask)
         # Depthwise convolutions are about twice as fast with channels last, the layout that all that follows inherits.
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         logits = self.head(self.backbone(pixel_values, superpatch_mask))
@@ -159,7 +159,7 @@ class CtsPolicyModel(PreTrainedModel):
             loss = policy_loss(logits, labels, self.config.semantic_loss_ignore_index)
         return CtsPolicyOutput(loss=loss, logits=logits)
 
-    def _resize(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def _resize(self, pixel_values: torch.Tensor, superpatch_mask: torch.Tensor | None) -> torch.Tensor:
         # One feature per superpatch: the trunk's stride must span a superpatch.
         superpatch_size, output_stride = self.config.superpatch_size, self.config.output_stride
         if superpatch_size == output_stride:
@@ -169,7 +169,25 @@ class CtsPolicyModel(PreTrainedModel):
         if superpatch_size % output_stride == 0:
             return nn.functional.avg_pool2d(pixel_values, superpatch_size // output_stride)
         size = [side // superpatch_size * output_stride for side in pixel_values.shape[-2:]]
-        return nn.functional.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
+        # Upsampling looks beyond the border of an image: alone it sees the last pixels again, in a batch the padding.
+        if superpatch_mask is not None:
+            pixel_values = _repeat_borders(pixel_values, superpatch_mask, superpatch_size)
+        pixel_values = nn.functional.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
+        return blank_padding(pixel_values, superpatch_mask)
+
+
+def _repeat_borders(pixel_values: torch.Tensor, superpatch_mask: torch.Tensor, superpatch_size: int) -> torch.Tensor:
+    """
+    Fills the padding of images, `(batch_size, num_channels, height, width)`, with the last row and column of each; a
+    mask of shape `(batch_size, superpatch_rows, superpatch_columns)` is `False` there.
+    """
+    for axis in (2, 3):
+        length = superpatch_size * superpatch_mask.any(dim=4 - axis).sum(dim=1)  # (B,), in pixels
+        positions = torch.arange(pixel_values.shape[axis], device=pixel_values.device)
+        positions = torch.minimum(positions, (length[:, None] - 1).clamp(min=0))  # (B, height or width)
+        positions = positions[:, None, :, None] if axis == 2 else positions[:, None, None, :]
+        pixel_values = pixel_values.gather(axis, positions.expand_as(pixel_values))
+    return pixel_values
 
 
 def halve(pixel_values: torch.Tensor) -> torch.Tensor:
@@ -203,9 +221,15 @@ def renormalize(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, con
 
     Returns:
         `torch.FloatTensor` of the same shape, in float32 at least; `pixel_values` itself if both are the same.
+
+    Raises:
+        ValueError: If a mean or standard deviation of the configuration is none.
     """
-    policy_config = config.policy_config
-    given, wanted = ((list(of.image_mean), list(of.image_std)) for of in (config, policy_config))
+    # Checked and completed again, as they may have been set since the configuration was made.
+    given, wanted = (
+        [channel_values(prefix + name, getattr(of, name), of.num_channels) for name in ("image_mean", "image_std")]
+        for of, prefix in ((config, ""), (config.policy_config, "policy_config."))
+    )
     if given == wanted:
         return pixel_values
     # In full precision, as what comes of it is rounded to the policy's.
@@ -267,7 +291,7 @@ def _describe_weights(policy: nn.Module) -> str:
     broken = [name for name, tensor in policy.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         return f"a policy whose weights hold NaN or infinity ({len(broken)} tensors, the first is {broken[0]})"
-    return f"a policy with finite weights, whose features are too large for {policy.dtype}"
+    return f"a policy with finite weights, whose features are too large for {policy.head.weight.dtype}"
 
 
 __all__ = ["CtsPolicyModel", "CtsPolicyOutput"]

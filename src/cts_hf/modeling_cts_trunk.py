@@ -48,8 +48,8 @@ def scaled_channels(channels: int, width_coefficient: float) -> int:
 
 class CtsPolicyConv2d(nn.Conv2d):
     """
-    A convolution without bias, and the batch normalization that follows it; keeps the size of the grid, or divides it
-    by the stride rounding up.
+    A convolution without bias, or with the batch normalization behind it folded in; keeps the size of the grid, or
+    divides it by the stride rounding up.
     """
 
     def __init__(
@@ -63,7 +63,13 @@ class CtsPolicyConv2d(nn.Conv2d):
         self.register_buffer("folded_weight", None, persistent=False)
         self.register_buffer("folded_bias", None, persistent=False)
 
-    def forward(self, hidden_states: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
+    @property
+    def includes_norm(self) -> bool:
+        """Whether the batch normalization behind it is part of it now, and must not be applied again."""
+        # The gradient goes to the weights themselves, never to what was made of them.
+        return self.folded_weight is not None and not (torch.is_grad_enabled() and self.weight.requires_grad)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.pads_by_need:
             kernel_size, stride = self.kernel_size[0], self.stride[0]
             # As a remainder, not with the number of strides: torch.compile sees that it is 0 for whole superpatches,
@@ -71,10 +77,9 @@ class CtsPolicyConv2d(nn.Conv2d):
             height, width = (max(kernel_size - (side % stride or stride), 0) for side in hidden_states.shape[-2:])
             padding = (width // 2, width - width // 2, height // 2, height - height // 2)
             hidden_states = nn.functional.pad(hidden_states, padding)
-        # The gradient goes to the weights themselves, never to what was made of them.
-        if self.folded_weight is None or (torch.is_grad_enabled() and self.weight.requires_grad):
-            return norm(super().forward(hidden_states))
-        return self._conv_forward(hidden_states, self.folded_weight, self.folded_bias)
+        if self.includes_norm:
+            return self._conv_forward(hidden_states, self.folded_weight, self.folded_bias)
+        return super().forward(hidden_states)
 
     @torch.no_grad()
     def fold(self, norm: nn.BatchNorm2d) -> None:
@@ -98,6 +103,15 @@ class CtsPolicyConv2d(nn.Conv2d):
         self.unfold()
 
 
+def convolve(hidden_states: torch.Tensor, convolution: CtsPolicyConv2d, norm: nn.BatchNorm2d) -> torch.Tensor:
+    """
+    Convolves and normalizes features, `(batch_size, channels, height, width)`. No module gets another one as an
+    argument: accelerate moves all arguments of a module whose weights are offloaded, and would move those weights.
+    """
+    hidden_states = convolution(hidden_states)
+    return hidden_states if convolution.includes_norm else norm(hidden_states)
+
+
 class CtsPolicyDepthwiseSeparable(nn.Module):
     """Depthwise, then pointwise convolution, on `(batch_size, channels, height, width)`."""
 
@@ -115,8 +129,8 @@ class CtsPolicyDepthwiseSeparable(nn.Module):
     def forward(self, hidden_states: torch.Tensor, superpatch_mask: torch.Tensor | None = None) -> torch.Tensor:
         residual = hidden_states
         hidden_states = blank_padding(hidden_states, superpatch_mask)
-        hidden_states = self.act(self.conv_dw(hidden_states, self.bn1))
-        hidden_states = self.conv_pw(hidden_states, self.bn2)
+        hidden_states = self.act(convolve(hidden_states, self.conv_dw, self.bn1))
+        hidden_states = convolve(hidden_states, self.conv_pw, self.bn2)
         return residual + hidden_states if self.has_residual else hidden_states
 
 
@@ -147,10 +161,10 @@ class CtsPolicyInvertedResidual(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, superpatch_mask: torch.Tensor | None = None) -> torch.Tensor:
         residual = hidden_states
-        hidden_states = self.act(self.conv_pw(hidden_states, self.bn1))
+        hidden_states = self.act(convolve(hidden_states, self.conv_pw, self.bn1))
         hidden_states = blank_padding(hidden_states, superpatch_mask)
-        hidden_states = self.act(self.conv_dw(hidden_states, self.bn2))
-        hidden_states = self.conv_pwl(hidden_states, self.bn3)
+        hidden_states = self.act(convolve(hidden_states, self.conv_dw, self.bn2))
+        hidden_states = convolve(hidden_states, self.conv_pwl, self.bn3)
         return residual + hidden_states if self.has_residual else hidden_states
 
 
@@ -188,7 +202,7 @@ class CtsPolicyBackbone(nn.Module):
         return nn.Sequential(*blocks)
 
     def forward(self, pixel_values: torch.Tensor, superpatch_mask: torch.Tensor | None = None) -> torch.Tensor:
-        hidden_states = self.act(self.conv_stem(pixel_values, self.bn1))
+        hidden_states = self.act(convolve(pixel_values, self.conv_stem, self.bn1))
         for stage in self.blocks:
             for block in stage:
                 hidden_states = block(hidden_states, superpatch_mask)
@@ -207,4 +221,4 @@ def blank_padding(hidden_states: torch.Tensor, superpatch_mask: torch.Tensor | N
     return hidden_states * nn.functional.interpolate(superpatch_mask, size=hidden_states.shape[-2:], mode="nearest")
 
 
-__all__ = ["CtsPolicyBackbone", "CtsPolicyConv2d"]
+__all__ = ["CtsPolicyBackbone", "CtsPolicyConv2d", "blank_padding"]

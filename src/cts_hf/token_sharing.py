@@ -104,11 +104,19 @@ def padding_sizes(images: torch.Tensor, superpatch_size: int) -> tuple[int, int]
 def pad_labels(labels: torch.Tensor, superpatch_size: int, ignore_index: int = 255) -> torch.Tensor:
     """
     Pads label maps, `(batch_size, height, width)`, with `ignore_index` on the right and the bottom to whole
-    superpatches of `superpatch_size` pixels, as the model pads images.
+    superpatches of `superpatch_size` pixels, as the model pads images. Refuses labels of a dtype that cannot hold
+    `ignore_index` where there is something to pad.
     """
     check_tensor("labels", labels, "integer", _LABEL_ADVICE)
     check_count("superpatch_size", superpatch_size, lowest=1)
     bottom, right = padding_sizes(labels, superpatch_size)
+    bounds = None if labels.dtype == torch.bool else torch.iinfo(labels.dtype)
+    holds_index = bounds is not None and bounds.min <= ignore_index <= bounds.max
+    if not holds_index and (bottom or right):
+        raise ValueError(
+            f"`labels` must have a dtype that can hold the ignore index, {ignore_index}, to be padded, got "
+            f"{labels.dtype}: convert them, for example with `labels.long()`."
+        )
     return nn.functional.pad(labels, (0, right, 0, bottom), value=ignore_index)
 
 
@@ -263,13 +271,15 @@ def share(patches: torch.Tensor, superpatches: torch.Tensor, layout: TokenLayout
         `torch.Tensor` of shape `(batch_size, num_tokens, dim)`.
 
     Raises:
-        ValueError: If the numbers of patches and superpatches are not those of the layout.
+        ValueError: If the numbers of images, patches and superpatches are not those of the layout.
     """
-    num_patches = layout.patch_to_token.shape[1]
-    if patches.shape[1] != num_patches or superpatches.shape[1] * 4 != num_patches:
+    batch_size, num_patches = layout.patch_to_token.shape
+    expected = (batch_size, num_patches), (batch_size, num_patches // 4)
+    if (patches.shape[:2], superpatches.shape[:2]) != expected:
         raise ValueError(
-            f"The layout is for {num_patches} patches and {num_patches // 4} superpatches, got {patches.shape[1]} and "
-            f"{superpatches.shape[1]}. Build it from scores of the same grid."
+            f"The layout is for {num_patches} patches and {num_patches // 4} superpatches of {batch_size} images, got "
+            f"values of shape {tuple(patches.shape)} and {tuple(superpatches.shape)}. Build it from scores of these "
+            "images and their grid."
         )
     if is_identity(layout):
         return patches
@@ -288,11 +298,14 @@ def unshare(tokens: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         `torch.Tensor` of shape `(batch_size, num_patches, dim)`, in raster order.
 
     Raises:
-        ValueError: If the number of tokens is not that of the layout.
+        ValueError: If the numbers of images and tokens are not those of the layout.
     """
-    num_tokens = layout.token_source.shape[1]
-    if tokens.shape[1] != num_tokens:
-        raise ValueError(f"The layout has {num_tokens} tokens, got {tokens.shape[1]}. Remove prefix tokens first.")
+    batch_size, num_tokens = layout.token_source.shape
+    if tokens.shape[:2] != (batch_size, num_tokens):
+        raise ValueError(
+            f"The layout is for {num_tokens} tokens of {batch_size} images, got values of shape "
+            f"{tuple(tokens.shape)}. Remove prefix tokens first."
+        )
     if is_identity(layout):
         return tokens
     return _take(tokens, layout.patch_to_token)
