@@ -15,7 +15,7 @@
 Converts a checkpoint of another implementation to a folder that `from_pretrained` and `pipeline` take, and back.
 
     python examples/convert_checkpoint.py --source seg_small_mask --output_dir converted      # Segmenter or CTS
-    python examples/convert_checkpoint.py --source segmenter_vit-s.pth --output_dir converted # mmsegmentation
+    python examples/convert_checkpoint.py --source segmenter_vit-s.pth --output_dir mmseg     # mmsegmentation
     python examples/convert_checkpoint.py --source policynet/model.pth --output_dir policy --kind policy
     python examples/convert_checkpoint.py --source converted --output_dir original --kind original
 
@@ -91,7 +91,7 @@ class ConversionArguments:
 
 def main() -> None:
     (args,) = HfArgumentParser(ConversionArguments).parse_args_into_dataclasses()
-    with OutputFolder(args.output_dir) as output:
+    with OutputFolder(args.output_dir, "conversion") as output:
         output.refuse_existing(ORIGINAL if args.kind == "original" else CONVERTED, args.overwrite_output_dir)
         with output.writing() as unfinished:
             done = convert(args, unfinished, output.path.resolve().name)

@@ -16,7 +16,7 @@ Mean IoU of a model on a data set, under one policy and budget or many.
 
     python examples/evaluate.py --model outputs/camvid --data_dir camvid --ignore_index 11
     accelerate launch examples/evaluate.py --model outputs/camvid --data_dir camvid --ignore_index 11 --split test \
-        --policy learned random oracle --token_reduction 0 0.15 0.3 0.4375 0.6 0.75
+        --policy learned random oracle --token_reduction 0 0.15 0.3 0.4375 0.6 0.75 --output_dir outputs/sweep
 
 prints a table and writes evaluation.json, and of several budgets evaluation.png: mean IoU against tokens and
 multiply-adds. Those of an earlier run are only replaced with --overwrite_output_dir. Under `accelerate launch` every
@@ -43,7 +43,7 @@ from cts_hf.data import DataError
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.evaluation import POLICIES
 from cts_hf.inference import InferenceOptions
-from cts_hf.loading import load_processor, load_segmenter
+from cts_hf.loading import load_config, load_processor, load_segmenter
 from cts_hf.output_folder import OutputFolder
 
 
@@ -55,7 +55,9 @@ class EvaluationArguments:
     """What is evaluated."""
 
     model: str = field(metadata={"help": "Folder or Hub id of a model with its image processor."})
-    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder for the results."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for the results, outputs/evaluation/<name of the model> by default."}
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace the results of an earlier run in the folder."}
     )
@@ -74,6 +76,7 @@ class EvaluationArguments:
     seed: int = field(default=0, metadata={"help": "Seed of the random policy."})
 
     def __post_init__(self):
+        self.output_dir = self.output_dir or f"outputs/evaluation/{Path(self.model).resolve().name}"
         for name, least in (("max_samples", 1), ("num_workers", 0), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -85,8 +88,9 @@ class EvaluationArguments:
 def main():
     parser = HfArgumentParser((EvaluationArguments, DatasetArguments, InferenceOptions))
     arguments, dataset_arguments, options = parser.parse_args_into_dataclasses()
+    load_config(arguments.model)  # a wrong path leaves no folder behind
     accelerator = new_accelerator()
-    folder = OutputFolder(arguments.output_dir)
+    folder = OutputFolder(arguments.output_dir, "evaluation")
     with folder if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
             folder.refuse_existing([RESULTS, PLOT], arguments.overwrite_output_dir)
@@ -178,7 +182,7 @@ def write(folder: OutputFolder, results: list[dict], classes: tuple[str, ...], s
         text = to_json({"settings": settings, "classes": classes, "results": results})
         (unfinished / RESULTS).write_text(text, encoding="utf-8")
     # A plot of an earlier run would be taken for one of these results.
-    folder.delete(folder.written & {PLOT})
+    folder.delete(folder.written.keys() & {PLOT})
     if len(results) > 1:
         with folder.writing() as unfinished:
             plot_sweep(results, unfinished / PLOT, Path(settings["model"]).name)

@@ -33,7 +33,7 @@ import torch
 from transformers import HfArgumentParser
 
 from cts_hf import CtsForSemanticSegmentation
-from cts_hf.loading import load_processor, load_segmenter
+from cts_hf.loading import load_config, load_processor, load_segmenter
 from cts_hf.onnx_export import OnnxSegmenter, export_onnx
 from cts_hf.output_folder import OutputFolder
 from cts_hf.publishing import CODE_FILES
@@ -80,7 +80,8 @@ def main() -> None:
         raise SystemExit(
             f"output_dir is the folder of the model, {args.model}, and would change it: give another one."
         )
-    with OutputFolder(args.output_dir) as output:
+    load_config(args.model)  # a wrong path leaves no folder behind
+    with OutputFolder(args.output_dir, "export") as output:
         output.refuse_existing(EXPORTED, args.overwrite_output_dir)
         model = load_segmenter(args.model, dtype=torch.float32)
         if args.token_reduction is not None:

@@ -78,7 +78,7 @@ def main() -> int:
     # Before the output folder is made, so that a wrong path leaves nothing behind.
     images = find_images(arguments.images)
     # Locked before the model is opened, so that a second run stops at once.
-    with OutputFolder(arguments.output_dir) if accelerator.is_main_process else nullcontext():
+    with OutputFolder(arguments.output_dir, "prediction") if accelerator.is_main_process else nullcontext():
         report = predict_files(
             load_segmenter(arguments.model).to(accelerator.device),
             load_processor(arguments.model),

@@ -16,7 +16,7 @@ Trains a Segmenter with content-aware token sharing, and its policy.
 
     accelerate launch examples/train.py                                   # the built-in scenes
     accelerate launch examples/train.py --data_dir DIR --policy_epochs 10 # a folder of images and labels
-    accelerate launch examples/train.py --data_dir DIR --model MODEL      # from a Segmenter that is trained already
+    accelerate launch examples/train.py --data_dir DIR --model MODEL --output_dir TUNED  # from a trained Segmenter
     accelerate launch examples/train.py --recipe examples/recipes/ade20k_512_small.yaml --data_dir ADEChallengeData2016
 
 `--help` lists all options; a recipe is a file of them, which the command line overrides.
@@ -56,6 +56,7 @@ from cts_hf.training import (
     build_segmenter,
     check_hub_name,
     encoder_normalization,
+    finished_before,
     fit,
     is_finished,
     lock_output,
@@ -84,6 +85,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     if policy_source.policy_epochs > 0:
         refuse_own_sources(args.output_dir, sources, "policy")
     adopt_architecture(model_args)
+    if finished_before(args):
+        refuse_another_recipe(Path(args.output_dir), arguments)
+        PartialState().print(f"The run in {args.output_dir} is finished.")
+        return []
     accelerator = build_accelerator(args, arguments)
     with lock_output(args.output_dir, accelerator):
         results = train(arguments, accelerator)
@@ -124,7 +129,7 @@ def train(arguments: tuple, accelerator: Accelerator) -> list[dict[str, Any]]:
         save_card(folder, model, {f"mean IoU, {describe(result)}": result["mean_iou"] for result in results})
         print(table(results))
         picture = draw_prediction(model, processor, next(iter(eval_rows)), data)
-        with OutputFolder(folder) as output, output.writing() as unfinished:
+        with OutputFolder(folder, "training") as output, output.writing() as unfinished:
             picture.save(unfinished / "prediction.png")
         if args.push_to_hub:
             print(f"Uploaded to {push_to_hub(folder, args.hub_model_id)}.")

@@ -32,7 +32,7 @@ PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").gl
 LANGUAGES = {"bash", "python", "bibtex", ""}
 
 FEW_STEPS = ["--max_steps", "2", "--batch_size", "2", "--crop_size", "64", "--num_workers", "0"]
-FEW_STEPS += ["--max_eval_samples", "1", "--eval_steps", "0", "--overwrite_output_dir"]
+FEW_STEPS += ["--max_eval_samples", "1", "--eval_steps", "0"]
 SHORTENED = {
     "train.py": FEW_STEPS,
     "train_policy.py": FEW_STEPS,
@@ -149,7 +149,7 @@ def workplace(page, tmp_path, monkeypatch):
     ):
         write_pair(ade20k / f"images/{split}/{name}.jpg", ade20k / f"annotations/{split}/{name}.png", 151)
 
-    if page not in ("README.md", "docs/training.md"):  # which train it
+    if page != "README.md":  # which trains it
         model = CtsForSemanticSegmentation(tiny_config(image_size=128))
         model.save_pretrained("outputs/scenes")
         CtsImageProcessor(size={"shortest_edge": 128}).save_pretrained("outputs/scenes")

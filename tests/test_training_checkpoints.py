@@ -102,7 +102,7 @@ def test_no_code_of_a_checkpoint_is_run(scenes, run, tmp_path, name, kind):
     refusals = dict.fromkeys(
         ["optimizer.bin", "random_states_0.pkl", "model.safetensors", "progress.json"], "cannot be"
     )
-    refusals |= {"custom_checkpoint_0.pkl": "pickles of an earlier", "scaler.pt": "no earlier run is recorded"}
+    refusals |= {"custom_checkpoint_0.pkl": "pickles of an earlier", "scaler.pt": "no earlier training is recorded"}
     if name in refusals:
         with pytest.raises(ValueError, match=refusals[name]):
             resume(scenes, run)

@@ -112,7 +112,7 @@ def test_a_file_that_appears_while_it_trains_is_not_replaced_and_the_model_is_no
 
     monkeypatch.setattr(loop, "_backward", writing)
     with pytest.raises(
-        ValueError, match=r"holds README.md, which no run wrote and which the new files in .*unfinished"
+        ValueError, match=r"holds README.md, which no training wrote and which the new files in .*unfinished"
     ):
         train(scenes, tmp_path)
     assert (tmp_path / "README.md").read_text() == "the user's README.md"
@@ -124,13 +124,16 @@ def test_a_finished_model_is_replaced_only_when_asked(scenes, tmp_path, monkeypa
     before = contents(tmp_path)
     with monkeypatch.context() as patch:
         no_step(patch)
-        for options in ({}, {"resume_from_checkpoint": "latest"}):
-            with pytest.raises(ValueError, match=r"holds README.md.* of an earlier run: .*--overwrite_output_dir"):
-                train(scenes, tmp_path, seed=5, **options)
+        with pytest.raises(ValueError, match=r"holds README.md.* of an earlier run: .*--overwrite_output_dir"):
+            train(scenes, tmp_path, seed=5)
+        with pytest.raises(ValueError, match=r"was made with other options: seed 0 -> 5"):
+            train(scenes, tmp_path, seed=5, resume_from_checkpoint="latest")
+        # A queue passes `latest` whenever it starts a run again.
+        assert train(scenes, tmp_path, eval_steps=1, resume_from_checkpoint="latest") == []
         assert contents(tmp_path) == before
     (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"")
     record = json.loads((tmp_path / ".cts_hf.json").read_text())
-    record["written"].append("model-00001-of-00002.safetensors")  # as a larger model leaves
+    record["written"]["model-00001-of-00002.safetensors"] = "training"  # as a larger model leaves
     (tmp_path / ".cts_hf.json").write_text(json.dumps(record))
     capsys.readouterr()
     train(scenes, tmp_path, "--overwrite_output_dir", seed=5)
@@ -313,7 +316,7 @@ def test_a_policy_that_is_trained_already_is_taken_only_if_it_was_trained_so(sce
 
 
 def test_what_other_scripts_wrote_is_deleted_only_with_the_rest(scenes, tmp_path):
-    with OutputFolder(tmp_path) as folder, folder.writing() as unfinished:
+    with OutputFolder(tmp_path, "evaluation") as folder, folder.writing() as unfinished:
         (unfinished / "evaluation.json").write_text("{}")
     train(scenes, tmp_path)
     assert (tmp_path / "evaluation.json").exists()
@@ -323,7 +326,7 @@ def test_what_other_scripts_wrote_is_deleted_only_with_the_rest(scenes, tmp_path
 
 def test_a_record_of_others_deletes_nothing(scenes, tmp_path):
     write(tmp_path, "notes/precious", "thesis.tex")
-    names = ["thesis.tex", "notes/", "notes/precious"]
+    names = dict.fromkeys(["thesis.tex", "notes/", "notes/precious"], "training")
     (tmp_path / ".cts_hf.json").write_text(json.dumps({"written": names}))
     train(scenes, tmp_path)
     assert (tmp_path / "notes" / "precious").exists()

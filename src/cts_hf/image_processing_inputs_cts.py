@@ -224,7 +224,7 @@ def check_values(values: "Pixels", white: int, name: str, advice: str) -> None:
     # Integers are black at 0 and 1 of 255 as well, but then they are of a type for levels.
     is_ambiguous = white == 65535 or (white == 255 and is_float)
     in_range_only_as_black = (high > 0) & (high < _BLACK[white]) if is_ambiguous else high != high
-    if is_tensor and values.device.type != "cpu":
+    if is_tensor and values.device.type in ("cuda", "meta"):
         torch._assert_async(inside & ~in_range_only_as_black, f"{must}: {advice}")
         return
     got = f"{must}, got {float(low):g} to {float(high):g}"

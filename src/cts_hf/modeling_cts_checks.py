@@ -120,7 +120,8 @@ def refuse_unless(valid: torch.Tensor, expected: str, got: Callable[[], Any], ad
         got (`Callable`): Describes what was given.
         advice (`str`): What to do.
     """
-    if valid.device.type != "cpu":
+    # Those that can assert without the host's waiting; on a meta tensor nothing else is possible.
+    if valid.device.type in ("cuda", "meta"):
         torch._assert_async(valid, f"{expected}: {advice}")
     elif not valid:
         raise ValueError(f"{expected}, got {got()}: {advice}")

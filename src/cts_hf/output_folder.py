@@ -19,11 +19,13 @@ this package did not write is ever replaced or deleted: each folder holds a reco
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from tempfile import NamedTemporaryFile
+from types import MappingProxyType
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -41,13 +43,15 @@ class OutputFolder:
 
     Args:
         path (`str` or `Path`): The folder.
+        writer (`str`): The kind of run, such as "training". Results of another kind are not replaced, as a model and
+            what belongs to it would no longer be of one run.
 
     Raises:
         ValueError: On entering, if the path is a file, cannot be written to, or another run is writing there.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, writer: str):
+        self.path, self.writer = Path(path), writer
         self._lock: FileLock | None = None
         self._written_now: set[str] = set()
 
@@ -73,27 +77,27 @@ class OutputFolder:
         self._lock.release()
 
     @property
-    def written(self) -> set[str]:
+    def written(self) -> dict[str, str]:
         """
-        What runs have written here, as POSIX paths in this folder. One that ends in `/` is a folder that is theirs as
-        a whole.
+        What runs have written here, as POSIX paths in this folder, and which kind of run it was. A path that ends in
+        `/` is that of a folder that is theirs as a whole.
         """
         file = self.path / RECORD
         try:
             names = json.loads(file.read_text(encoding="utf-8"))["written"]
         except (FileNotFoundError, NotADirectoryError):
-            return set()
+            return {}
         except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise ValueError(f"{file} cannot be read ({error}). Delete it to keep all files there.") from error
         # The record decides what is deleted: nothing outside of the folder may be in it, nor the folder itself.
-        if not isinstance(names, list) or not all(isinstance(name, str) and _is_below(name) for name in names):
+        if not isinstance(names, dict) or not all(map(_is_below, names)) or not _are_strings(names.values()):
             raise ValueError(f"{file} must list files in {self.path}. Delete it to keep all files there.")
-        return set(names)
+        return names
 
     def record(self, names: Iterable[str]) -> None:
         """Takes files, POSIX paths in this folder, for this package's own. To be called before they are written."""
-        new = set(names)
-        self._written_now |= new
+        new = dict.fromkeys(names, self.writer)
+        self._written_now |= new.keys()
         self._write_record(self.written, new)
 
     def refuse_existing(self, patterns: Sequence[str], overwrite: bool = False) -> None:
@@ -102,8 +106,8 @@ class OutputFolder:
 
         Args:
             patterns (`Sequence[str]`): Glob patterns of these files, POSIX, relative to this folder.
-            overwrite (`bool`): Whether files that an earlier run wrote may be replaced. Others never are, nor is
-                anything else of such a name, such as a folder.
+            overwrite (`bool`): Whether files that an earlier run of this kind wrote may be replaced. Others never are,
+                nor is anything else of such a name, such as a folder.
 
         Raises:
             ValueError: If there are such files; it names them.
@@ -112,8 +116,8 @@ class OutputFolder:
         names = sorted({name for pattern in patterns for name in self._matching(pattern)} - {RECORD, LOCK})
         if foreign := [name for name in names if not self._is_own(name, own)]:
             raise ValueError(
-                f"{self.path} holds {list_names(foreign)}, which this run would replace and which no earlier run is "
-                "recorded to have written: choose another output folder, or move these files away."
+                f"{self.path} holds {list_names(foreign)}, which this run would replace and which no earlier "
+                f"{self.writer} is recorded to have written: choose another output folder, or move these files away."
             )
         if names and not overwrite:
             raise ValueError(
@@ -122,10 +126,14 @@ class OutputFolder:
             )
 
     @contextmanager
-    def writing(self, subfolder: str = "") -> Iterator[Path]:
+    def writing(self, subfolder: str = "", last: str = "") -> Iterator[Path]:
         """
-        A new folder to write files into, which move to `subfolder` of this one when the context is left. If that fails
-        with an error, nothing is left behind and nothing has changed.
+        A new folder to write files into, which move to `subfolder` of this one when the context is left, one by one.
+        If it is left with an error, nothing is left behind and nothing has changed.
+
+        Args:
+            subfolder (`str`): POSIX path in this folder.
+            last (`str`): Name of the file that is moved last, so that it tells whether all are there.
 
         Raises:
             ValueError: If a file would replace something that no run wrote; the new files then stay where they are.
@@ -139,7 +147,7 @@ class OutputFolder:
             raise
         files = {
             (PurePosixPath(subfolder) / path.relative_to(unfinished).as_posix()).as_posix(): path
-            for path in sorted(unfinished.rglob("*"))
+            for path in sorted(unfinished.rglob("*"), key=lambda path: (path.name == last, path))
             if path.is_file()
         }
         own = self.written
@@ -147,8 +155,8 @@ class OutputFolder:
             # Forgotten, so that no later run empties the folder: the new files are nowhere else.
             self._write_record(own, forgotten={scratch})
             raise ValueError(
-                f"{self.path} holds {list_names(foreign)}, which no run wrote and which the new files in {unfinished} "
-                "would replace: move the old ones away, and the new ones to their place."
+                f"{self.path} holds {list_names(foreign)}, which no {self.writer} wrote and which the new files "
+                f"in {unfinished} would replace: move the old ones away, and the new ones to their place."
             )
         self.record(files)
         for name, path in files.items():
@@ -215,8 +223,8 @@ class OutputFolder:
             return [pattern] if os.path.lexists(self.path / pattern) else []
         return [path.relative_to(self.path).as_posix() for path in self.path.glob(pattern)]
 
-    def _is_own(self, name: str, own: set[str]) -> bool:
-        is_recorded = name in own or any(name.startswith(folder) for folder in own if folder.endswith("/"))
+    def _is_own(self, name: str, own: dict[str, str]) -> bool:
+        is_recorded = own.get(name) == self.writer or any(name.startswith(path) for path in own if path.endswith("/"))
         return is_recorded and not (self.path / name).is_dir()
 
     def _remove_empty(self, folder: Path) -> None:
@@ -224,13 +232,15 @@ class OutputFolder:
             folder.rmdir()
             folder = folder.parent
 
-    def _write_record(self, own: set[str], new: Set[str] = frozenset(), forgotten: Set[str] = frozenset()) -> None:
-        names = (own | new) - forgotten
+    def _write_record(
+        self, own: dict[str, str], new: Mapping[str, str] = MappingProxyType({}), forgotten: Set[str] = frozenset()
+    ) -> None:
+        names = {name: writer for name, writer in sorted({**own, **new}.items()) if name not in forgotten}
         if names == own:
             return
         # A name of its own: a fixed one could be a link of somebody else's.
         with NamedTemporaryFile("w", encoding="utf-8", dir=self.path, prefix=f"{RECORD}_", delete=False) as unfinished:
-            unfinished.write(json.dumps({"written": sorted(names)}, indent=1) + "\n")
+            unfinished.write(json.dumps({"written": names}, indent=1) + "\n")
         os.replace(unfinished.name, self.path / RECORD)
 
 
@@ -238,6 +248,10 @@ def list_names(names: Sequence[str]) -> str:
     """The names in a sentence: the first ones of many, and how many more there are."""
     more = len(names) - _MOST_NAMED
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _are_strings(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _is_below(name: str) -> bool:

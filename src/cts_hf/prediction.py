@@ -160,7 +160,7 @@ def predict_files(
         settings = settings_digest(model, processor, token_reduction, options, precision)
         return settings, Results(output_dir, outputs, settings).pending(images, overwrite)
 
-    with OutputFolder(output_dir) if is_main_process else nullcontext():
+    with OutputFolder(output_dir, "prediction") if is_main_process else nullcontext():
         settings, pending = _on_main_process(plan, accelerator)
         writer = _Writer(Results(output_dir, outputs, settings), pending, model.config)
         names = of_process(list(pending), accelerator)

@@ -277,7 +277,7 @@ def test_a_second_run_in_the_same_folder_is_refused_before_it_opens_the_model(mo
     held, done = threading.Event(), threading.Event()
 
     def hold():
-        with OutputFolder(options["output_dir"]):
+        with OutputFolder(options["output_dir"], "prediction"):
             held.set()
             done.wait(60)
 

@@ -34,7 +34,7 @@ from cts_hf.training.models import (
     refuse_other_normalization,
 )
 from cts_hf.training.optimization import build_optimizer, build_scheduler, polynomial_lr
-from cts_hf.training.output import is_finished, lock_output, refuse_own_sources
+from cts_hf.training.output import finished_before, is_finished, lock_output, refuse_own_sources
 from cts_hf.training.recipe import parse_recipe, refuse_another_recipe, save_recipe
 from cts_hf.training.saving import push_to_hub, save_card, save_model_folder
 from cts_hf.training.steps import TrainingSteps
@@ -62,6 +62,7 @@ __all__ = [
     "build_segmenter",
     "check_hub_name",
     "encoder_normalization",
+    "finished_before",
     "fit",
     "is_finished",
     "lock_output",

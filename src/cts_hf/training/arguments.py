@@ -14,6 +14,7 @@
 # ruff: noqa: RUF009 - `option` is `dataclasses.field`
 """What a training run can be told: the options of `examples/train.py` and `examples/train_policy.py`."""
 
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,8 @@ class OptimizationArguments:
             if len(self.report_to) > 1:
                 raise ValueError(f"report_to is {self.report_to}, it must be 'none' alone or without it.")
             self.report_to = []
+        # What accelerate takes from the environment is as much an option of the run.
+        self.mixed_precision = self.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if self.hub_model_id is not None:
             validate_repo_id(self.hub_model_id)
         if self.learning_rate <= 0:

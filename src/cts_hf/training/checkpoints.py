@@ -52,7 +52,7 @@ class CheckpointFolder:
     """
 
     def __init__(self, output_dir: str | Path, total_limit: int = 2):
-        self.output = OutputFolder(output_dir)
+        self.output = OutputFolder(output_dir, "training")
         self.folder = self.output.path / CHECKPOINTS
         self.total_limit = total_limit
 

@@ -58,7 +58,6 @@ def build_accelerator(args: OptimizationArguments, arguments: Sequence[Any] = ()
     accelerator = new_accelerator(
         mixed_precision=args.mixed_precision, log_with=args.report_to or None, project_dir=args.output_dir
     )
-    args.mixed_precision = accelerator.mixed_precision  # what the environment says, if the options do not
     if accelerator.device.type == "cpu":
         torch.set_num_threads(args.cpu_threads or max(1, _num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     if args.report_to:

@@ -42,7 +42,7 @@ _ON_THE_WAY = (f"{BEST}/", f"{CHECKPOINTS}/")
 
 def lock_output(output_dir: str | Path, accelerator: Accelerator) -> AbstractContextManager:
     """The output folder of a run, locked by its main process; see [`OutputFolder`]."""
-    return OutputFolder(output_dir) if accelerator.is_main_process else nullcontext()
+    return OutputFolder(output_dir, "training") if accelerator.is_main_process else nullcontext()
 
 
 def refuse_earlier_run(args: OptimizationArguments) -> None:
@@ -83,6 +83,12 @@ def is_finished(folder: Path) -> bool:
     return (folder / RECIPE_FILE).exists()
 
 
+def finished_before(args: OptimizationArguments) -> bool:
+    """Whether the run that is to be resumed from its latest checkpoint has none, as it came to its end before that."""
+    is_over = args.resume_from_checkpoint == "latest" and is_finished(Path(args.output_dir))
+    return is_over and not args.overwrite_output_dir and not CheckpointFolder(args.output_dir).list()
+
+
 def refuse_own_sources(output_dir: str | Path, sources: Mapping[str, str | None], subfolder: str = "") -> None:
     """
     Refuses sources that lie where the run writes, as it would replace them.
@@ -110,7 +116,7 @@ def delete_earlier_run(args: OptimizationArguments) -> None:
     Deletes what earlier runs are recorded to have written, and says how many files that were: all of it to overwrite
     the folder, else what a killed run has left on its way.
     """
-    folder = OutputFolder(args.output_dir)
+    folder = OutputFolder(args.output_dir, "training")
     names = sorted(folder.written)
     if not args.overwrite_output_dir:
         unfinished = [name for name in names if PurePosixPath(name).name.startswith(UNFINISHED) and name.endswith("/")]

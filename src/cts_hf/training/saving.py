@@ -25,7 +25,7 @@ from cts_hf.model_card import model_card
 from cts_hf.normalization import check_normalization
 from cts_hf.output_folder import OutputFolder
 from cts_hf.publishing import upload_folder
-from cts_hf.training.recipe import save_recipe
+from cts_hf.training.recipe import RECIPE_FILE, save_recipe
 
 
 def save_model_folder(
@@ -56,7 +56,7 @@ def save_model_folder(
     """
     check_normalization(model.config, processor)
     try:
-        with OutputFolder(folder) as output, output.writing(subfolder) as unfinished:
+        with OutputFolder(folder, "training") as output, output.writing(subfolder, last=RECIPE_FILE) as unfinished:
             model.save_pretrained(unfinished)
             processor.save_pretrained(unfinished)
             save_recipe(unfinished, arguments)
@@ -70,7 +70,7 @@ def save_model_folder(
 
 def save_card(folder: str | Path, model: PreTrainedModel, metrics: dict[str, float], title: str | None = None) -> None:
     """Writes the model card of a folder of [`save_model_folder`] anew, with the metrics measured since."""
-    with OutputFolder(folder) as output, output.writing() as unfinished:
+    with OutputFolder(folder, "training") as output, output.writing() as unfinished:
         _write_card(unfinished, model, metrics, title, output.path.resolve().name)
 
 
