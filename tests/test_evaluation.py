@@ -397,3 +397,12 @@ def test_table_plot_and_json(tmp_path, monkeypatch):
         picture.load()
     text = to_json({"results": sweep(), "nothing": float("nan")})
     assert json.loads(text, parse_constant=pytest.fail)["nothing"] is None
+
+
+def test_single_values_where_lists_belong_are_refused():
+    with pytest.raises(ValueError, match=r"`sharings` must be a list of `Sharing`, got a single one: pass \[Sharing"):
+        evaluate_sharings(scene_model(), scenes(), processor(), Sharing("learned", 0.3))
+    with pytest.raises(ValueError, match=r"`policies` must be a list, got 'learned': pass \['learned'\]"):
+        budget_sweep(scene_model(), scenes(), processor(), "learned", [0.3])
+    with pytest.raises(ValueError, match=r"`token_reductions` must be a list, got 0.3: pass \[0.3\]"):
+        budget_sweep(scene_model(), scenes(), processor(), ["learned"], 0.3)

@@ -381,3 +381,26 @@ else:
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("processor_class", [CtsImageProcessor, CtsImageProcessorPil])
+def test_reducing_labels_does_not_make_a_class_ignored(processor_class):
+    image, labels = np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 255, np.uint16)
+    options = {"do_reduce_labels": True, "return_tensors": "pt"}
+    assert (processor_class()(image, segmentation_maps=labels, **options)["labels"] == 255).all()
+    labels[0] = 256
+    with pytest.raises(ValueError, match=r"must have ids from 0 to 255 with do_reduce_labels=True, got 256"):
+        processor_class()(image, segmentation_maps=labels, **options)
+
+
+@pytest.mark.parametrize("processor_class", [CtsImageProcessor, CtsImageProcessorPil])
+def test_arrays_in_any_order_of_memory(processor_class):
+    image = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    labels = np.random.default_rng(1).integers(0, 5, (64, 48), dtype=np.int32)
+    plain = processor_class()(image, segmentation_maps=labels, return_tensors="pt")
+    mirrored = image[::-1, ::-1].copy()[::-1, ::-1]
+    other = processor_class()(mirrored, segmentation_maps=labels.astype(">i4"), return_tensors="pt")
+    for name in plain:
+        assert torch.equal(plain[name], other[name]), name
+    with pytest.raises(ValueError, match="Image 0 must have real values, got complex128"):
+        processor_class()(image.astype(complex))

@@ -23,7 +23,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, recall_score
 
 import cts_hf.mean_iou
-from cts_hf.mean_iou import MeanIoU, _import_evaluate
+from cts_hf.mean_iou import MeanIoU, _import_package
 
 
 NUM_LABELS = 6
@@ -218,11 +218,11 @@ def test_a_script_of_its_name_does_not_hide_evaluate(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     path = list(sys.path)
     monkeypatch.delitem(sys.modules, "evaluate")
-    assert _import_evaluate().Metric is evaluate.Metric
+    assert _import_package("evaluate", "Metric").Metric is evaluate.Metric
     assert sys.path == path
     monkeypatch.setitem(sys.modules, "evaluate", ModuleType("evaluate"))
     with pytest.raises(ImportError, match="must be the package of Hugging Face, but another module was imported"):
-        _import_evaluate()
+        _import_package("evaluate", "Metric")
 
 
 def test_says_what_it_is():

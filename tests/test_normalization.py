@@ -104,9 +104,12 @@ def test_on_the_meta_device():
 @pytest.mark.slow
 @torch.no_grad()
 def test_compiled_and_exported():
-    model, images = model_of(HALF, IMAGENET), random_images(height=41)
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(images).policy_logits, model(images).policy_logits)
+    images = random_images(height=41)
+    # Several in one process, as dynamo takes numbers that changed for variables.
+    for own, of_policy in ((HALF, HALF), (IMAGENET, IMAGENET), (IMAGENET, HALF), (HALF, IMAGENET)):
+        model = model_of(own, of_policy)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert torch.equal(compiled(images).policy_logits, model(images).policy_logits)
     program = torch.export.export(model, (images,))
     assert torch.equal(program.module()(images).policy_logits, model(images).policy_logits)
 
@@ -331,3 +334,8 @@ def test_a_configuration_of_old_is_completed_by_the_image_processor(tmp_path):
     save_old(tmp_path, CtsImageProcessor())
     (tmp_path / "preprocessor_config.json").unlink()
     assert load_segmenter(tmp_path).config.image_mean == HALF.image_mean
+
+
+def test_a_policy_that_names_no_normalization_has_the_models():
+    model = tiny_model(image_mean=IMAGENET.image_mean, policy_config={**TINY_TRUNK, "image_mean": None})
+    assert model.config.policy_config.image_mean == model.config.image_mean == IMAGENET.image_mean

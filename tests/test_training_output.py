@@ -337,8 +337,21 @@ def test_a_record_of_others_deletes_nothing(scenes, tmp_path):
 def test_things_in_the_way_are_found_before_the_first_step(scenes, tmp_path, monkeypatch, name):
     (tmp_path / name).mkdir() if name.endswith("/") else write(tmp_path, name)
     no_step(monkeypatch)
-    with pytest.raises(ValueError, match=r"which this run would replace|must be a folder or not be there"):
+    with pytest.raises(ValueError, match=r"which this run would replace|must be a folder of its own"):
         train(scenes, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["best", "checkpoints"])
+def test_another_disk_is_for_the_whole_folder(scenes, tmp_path, name):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "disk")
+    with pytest.raises(ValueError, match=rf"{name} must be a folder of its own or not be there, got a link"):
+        train(scenes, tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    train(scenes, tmp_path / "link", save_steps=1, save_total_limit=1)
+    train(scenes, tmp_path / "link", "--overwrite_output_dir", save_steps=1, save_total_limit=1)
+    assert [path.name for path in (tmp_path / "disk" / "checkpoints").iterdir()] == ["step_00000002"]
 
 
 def test_the_policy_that_is_trained_first_does_not_replace_its_source(scenes, tmp_path, monkeypatch):

@@ -69,6 +69,9 @@ def budget_sweep(
         image, where there are no windows): `input_size` (height and width in pixels), `tokens` (of patches and
         superpatches) and `multiply_adds`. The policy of a result without sharing is "none".
     """
+    for name, given in (("policies", policies), ("token_reductions", token_reductions)):
+        if isinstance(given, str | float | int):
+            raise ValueError(f"`{name}` must be a list, got {given!r}: pass [{given!r}].")
     # Budgets out of range stay in: `evaluate_sharings` refuses them.
     sharings = [
         Sharing(policy, budget)

@@ -383,7 +383,8 @@ class CtsConfig(_CheckedConfig, PreTrainedConfig):
             self.policy_config = CtsPolicyConfig(**defaults)
         elif isinstance(self.policy_config, dict):
             defaults["transformers_version"] = self.transformers_version
-            self.policy_config = CtsPolicyConfig(**{**defaults, **self.policy_config})
+            given = {name: value for name, value in self.policy_config.items() if value is not None}
+            self.policy_config = CtsPolicyConfig(**{**defaults, **given})
 
     def check_policy_config(self, policy_config: CtsPolicyConfig) -> None:
         """Refuses the configuration of a policy for superpatches of another size, or for other channels."""

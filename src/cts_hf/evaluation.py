@@ -147,6 +147,8 @@ def evaluate_sharings(
             superpatch, labels that are no class of the model, or an empty data set.
     """
     model = _unwrapped(model, accelerator)
+    if isinstance(sharings, Sharing):
+        raise ValueError(f"`sharings` must be a list of `Sharing`, got a single one: pass [{sharings!r}].")
     options = options or InferenceOptions()
     check_input_sizes(options, processor, 2 * model.config.patch_size)
     evaluations = [_Evaluation(model, sharing, options, seed) for sharing in sharings]

@@ -17,7 +17,7 @@ and so are images that resizing would blow up.
 """
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -157,6 +157,10 @@ def check_images(images: list, white: int | None, do_convert_rgb: bool | None) -
     checked = []
     for i, image in enumerate(images):
         is_array = isinstance(image, np.ndarray | torch.Tensor)
+        if is_array and "complex" in str(image.dtype):
+            raise ValueError(f"Image {i} must have real values, got {image.dtype}: take the part that is the image.")
+        if isinstance(image, np.ndarray):
+            image = np.ascontiguousarray(image)  # PyTorch takes no mirrored arrays
         shape = tuple(image.shape) if is_array else (image.height, image.width)
         if 0 in shape:
             raise ValueError(f"Image {i} must have pixels, got the shape {shape}. Leave it out.")
@@ -172,6 +176,13 @@ def check_images(images: list, white: int | None, do_convert_rgb: bool | None) -
             check_values(values, white, f"Image {i}", _ADVICE[white])
         checked.append(image)
     return checked
+
+
+def in_native_order(maps: Any) -> Any:
+    """Segmentation maps, one or a list of them, with arrays in the byte order of this machine, which PyTorch wants."""
+    if isinstance(maps, list | tuple):
+        return [in_native_order(entry) for entry in maps]
+    return maps.astype(maps.dtype.newbyteorder("=")) if isinstance(maps, np.ndarray) else maps
 
 
 def _scaled_integers(values: "Pixels", name: str) -> "Pixels":

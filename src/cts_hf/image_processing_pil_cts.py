@@ -25,7 +25,14 @@ from transformers.image_utils import ChannelDimension, ImageInput, PILImageResam
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .image_processing_inputs_cts import check_images, check_resized_size, drop_alpha, open_wide_picture, white_level
+from .image_processing_inputs_cts import (
+    check_images,
+    check_resized_size,
+    drop_alpha,
+    in_native_order,
+    open_wide_picture,
+    white_level,
+)
 
 
 if TYPE_CHECKING:
@@ -224,7 +231,10 @@ class CtsImageProcessingMixin:
                 check_resized_size(image.shape[-2:], kwargs["size"].shortest_edge, f"Image {i}")
         if segmentation_maps is not None:
             segmentation_maps = self._prepare_image_like_inputs(
-                segmentation_maps, expected_ndims=2, input_data_format=ChannelDimension.FIRST, device=device
+                in_native_order(segmentation_maps),
+                expected_ndims=2,
+                input_data_format=ChannelDimension.FIRST,
+                device=device,
             )  # each (1, height, width)
             _check_segmentation_maps(images, segmentation_maps)
 
@@ -256,12 +266,19 @@ class CtsImageProcessingMixin:
     def convert_to_rgb(self, image, input_data_format: str | ChannelDimension | None = None):
         if hasattr(image, "shape"):  # not PIL, see `check_images`
             image = drop_alpha(image, input_data_format)
-        return super().convert_to_rgb(image, input_data_format)
+        # The oldest transformers that are supported take the image alone.
+        return super().convert_to_rgb(image, *([] if input_data_format is None else [input_data_format]))
 
     def _prepare_labels(self, segmentation_map, size: tuple[int, int], do_reduce_labels: bool | None) -> torch.Tensor:
         """Segmentation map `(1, height, width)`, array or tensor, to int64 labels `(1, *size)`."""
         labels = torch.as_tensor(segmentation_map).to(torch.int64)
         if do_reduce_labels:
+            if labels.max() > IGNORE_INDEX:
+                raise ValueError(
+                    f"`segmentation_maps` must have ids from 0 to {IGNORE_INDEX} with do_reduce_labels=True, got "
+                    f"{labels.max().item()}: one of the ids would become {IGNORE_INDEX}, which is ignored. Subtract 1 "
+                    "before, and leave the option out."
+                )
             labels = reduce_labels(labels)
         return resize_labels(labels, size)
 

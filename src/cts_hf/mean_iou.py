@@ -25,7 +25,6 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,26 +34,28 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def _import_evaluate() -> ModuleType:
+def _import_package(name: str, attribute: str) -> ModuleType:
     """
-    The package `evaluate`, also where a script of that name, such as examples/evaluate.py, hides it: the folder of a
-    script comes first on the path of whatever it or its neighbours import.
+    A package of Hugging Face, also where a script of that name, such as examples/evaluate.py, hides it: the folder of
+    a script comes first on the path of whatever it or its neighbours import.
     """
     path = list(sys.path)
-    sys.path[:] = [folder for folder in path if not os.path.isfile(os.path.join(folder, "evaluate.py"))]
+    hiding = [f"{package}.py" for package in ("datasets", "evaluate")]
+    sys.path[:] = [folder for folder in path if not any(os.path.isfile(os.path.join(folder, file)) for file in hiding)]
     try:
-        module = importlib.import_module("evaluate")
+        module = importlib.import_module(name)
     finally:
         sys.path[:] = path
-    if not hasattr(module, "Metric"):
+    if not hasattr(module, attribute):
         raise ImportError(
-            f"`evaluate` must be the package of Hugging Face, but {getattr(module, '__file__', 'another module')} was "
+            f"`{name}` must be the package of Hugging Face, but {getattr(module, '__file__', 'another module')} was "
             "imported under its name before: give that another name."
         )
     return module
 
 
-evaluate = _import_evaluate()
+datasets = _import_package("datasets", "Features")
+evaluate = _import_package("evaluate", "Metric")
 
 _DESCRIPTION = """
 The intersection over union (IoU) of a class is the number of pixels that have the class in the prediction and in the

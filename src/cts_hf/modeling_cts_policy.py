@@ -225,11 +225,13 @@ def renormalize(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, con
     Raises:
         ValueError: If a mean or standard deviation of the configuration is none.
     """
-    # Checked and completed again, as they may have been set since the configuration was made.
-    given, wanted = (
-        [channel_values(prefix + name, getattr(of, name), of.num_channels) for name in ("image_mean", "image_std")]
-        for of, prefix in ((config, ""), (config.policy_config, "policy_config."))
-    )
+    given, wanted = ([of.image_mean, of.image_std] for of in (config, config.policy_config))
+    if not torch.compiler.is_compiling():
+        # Checked and completed again, as they may have been set since the configuration was made.
+        given, wanted = (
+            [channel_values(prefix + name, getattr(of, name), of.num_channels) for name in ("image_mean", "image_std")]
+            for of, prefix in ((config, ""), (config.policy_config, "policy_config."))
+        )
     if given == wanted:
         return pixel_values
     # In full precision, as what comes of it is rounded to the policy's.

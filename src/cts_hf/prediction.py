@@ -148,6 +148,8 @@ def predict_files(
             would replace: those of others in any case, results of other settings without `overwrite`.
         OSError: no file can be written any more, as on a full disk.
     """
+    if not isinstance(images, dict):
+        raise ValueError(f"`images` must be what `find_images(folder)` gives, a path for each name, got {images!r}.")
     options = options or InferenceOptions()
     _check_outputs(outputs, options)
     token_reduction = _budget(model, token_reduction)

@@ -13,7 +13,6 @@
 # limitations under the License.
 """What a run may do in its output folder, where an earlier run or somebody else has left files."""
 
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
@@ -59,8 +58,14 @@ def refuse_earlier_run(args: OptimizationArguments) -> None:
     if resumed is not None:
         checkpoints.read_progress(resumed)  # refuses those of earlier versions, by name
     for name in (BEST, CHECKPOINTS):
-        if os.path.lexists(folder.path / name) and not (folder.path / name).is_dir():
-            raise ValueError(f"{folder.path / name} must be a folder or not be there: move it away.")
+        path = folder.path / name
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            # What lies behind a link could not be told from what others have there, and would never be deleted.
+            kind = "link" if path.is_symlink() else "file"
+            raise ValueError(
+                f"{path} must be a folder of its own or not be there, got a {kind}: move it away. To "
+                f"write to another disk, let {folder.path} itself be a link."
+            )
     folder.refuse_existing(_PATTERNS, overwrite=True)
     if args.overwrite_output_dir or checkpoints.contains(resumed):
         return
