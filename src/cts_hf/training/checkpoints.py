@@ -134,9 +134,9 @@ class CheckpointFolder:
         accelerator.wait_for_everyone()
 
     def update(self, accelerator: Accelerator, step: int, progress: dict[str, Any]) -> None:
-        """Replaces what the checkpoint of this step was given as `progress`."""
+        """Replaces what the checkpoint of this step, if there is one here, was given as `progress`."""
         checkpoint = self.folder / f"step_{step:08d}"
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and (checkpoint / PROGRESS).exists():
             with self.output.writing(self._relative(checkpoint)) as unfinished:
                 _write_progress(unfinished, {"serial": _serial(checkpoint), **progress})
         accelerator.wait_for_everyone()
