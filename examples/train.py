@@ -63,9 +63,11 @@ from cts_hf.training import (
     parse_recipe,
     push_to_hub,
     refuse_another_recipe,
+    refuse_inside_data,
     refuse_other_normalization,
     refuse_own_sources,
     save_card,
+    settle_precision,
 )
 from cts_hf.visualization import prediction_panel
 
@@ -79,12 +81,14 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     data_args, model_args, policy_args, policy_source, args = arguments
     args.output_dir = args.output_dir or f"outputs/{data_args.name}"
     check_hub_name(args)
+    refuse_inside_data(args.output_dir, data_args.data_dir)
     sources = {"model": model_args.model, "backbone_weights": model_args.backbone_weights}
     sources |= {"policy": policy_source.policy, "policy_weights": policy_args.policy_weights}
     refuse_own_sources(args.output_dir, sources)
     if policy_source.policy_epochs > 0:
         refuse_own_sources(args.output_dir, sources, "policy")
     adopt_architecture(model_args)
+    settle_precision(args)
     if finished_before(args):
         refuse_another_recipe(Path(args.output_dir), arguments)
         PartialState().print(f"The run in {args.output_dir} is finished.")

@@ -40,6 +40,7 @@ from cts_hf.training import (
     lock_output,
     parse_recipe,
     push_to_hub,
+    refuse_inside_data,
     refuse_own_sources,
     save_card,
 )
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     data_args, _, policy_args, args = arguments
     args.output_dir = args.output_dir or f"outputs/policy_{data_args.name}"
     check_hub_name(args)
+    refuse_inside_data(args.output_dir, data_args.data_dir)
     refuse_own_sources(args.output_dir, {"policy_weights": policy_args.policy_weights})
     accelerator = build_accelerator(args, arguments)
     with lock_output(args.output_dir, accelerator):

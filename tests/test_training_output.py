@@ -410,3 +410,12 @@ def test_a_failed_upload_names_the_folder(scenes, tmp_path, monkeypatch):
     monkeypatch.setattr("cts_hf.training.saving.upload_folder", offline)
     with pytest.raises(ValueError, match=rf"The model is in {tmp_path}, but .*no network.*push_to_hub.py --folder"):
         train(scenes, tmp_path, "--push_to_hub", hub_model_id="street")
+
+
+@pytest.mark.parametrize("place", ["images", "images/train", "labels/val/new"])
+def test_no_model_is_written_among_the_data(scenes, monkeypatch, place):
+    before = contents(scenes)
+    no_step(monkeypatch)
+    with pytest.raises(ValueError, match=r"`output_dir` must not be in .*, where pictures are data"):
+        train(scenes, scenes / place)
+    assert contents(scenes) == before

@@ -22,6 +22,7 @@ from cts_hf.training.arguments import (
     PolicySourceArguments,
     SuperpatchArguments,
     check_hub_name,
+    settle_precision,
 )
 from cts_hf.training.checkpoints import CheckpointFolder
 from cts_hf.training.loop import build_accelerator, fit
@@ -34,7 +35,7 @@ from cts_hf.training.models import (
     refuse_other_normalization,
 )
 from cts_hf.training.optimization import build_optimizer, build_scheduler, polynomial_lr
-from cts_hf.training.output import finished_before, is_finished, lock_output, refuse_own_sources
+from cts_hf.training.output import finished_before, is_finished, lock_output, refuse_inside_data, refuse_own_sources
 from cts_hf.training.recipe import parse_recipe, refuse_another_recipe, save_recipe
 from cts_hf.training.saving import push_to_hub, save_card, save_model_folder
 from cts_hf.training.steps import TrainingSteps
@@ -70,9 +71,11 @@ __all__ = [
     "polynomial_lr",
     "push_to_hub",
     "refuse_another_recipe",
+    "refuse_inside_data",
     "refuse_other_normalization",
     "refuse_own_sources",
     "save_card",
     "save_model_folder",
     "save_recipe",
+    "settle_precision",
 ]

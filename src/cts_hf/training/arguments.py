@@ -229,8 +229,6 @@ class OptimizationArguments:
             if len(self.report_to) > 1:
                 raise ValueError(f"report_to is {self.report_to}, it must be 'none' alone or without it.")
             self.report_to = []
-        # What accelerate takes from the environment is as much an option of the run.
-        self.mixed_precision = self.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if self.hub_model_id is not None:
             validate_repo_id(self.hub_model_id)
         if self.learning_rate <= 0:
@@ -241,6 +239,11 @@ class OptimizationArguments:
             raise ValueError(
                 f"min_lr is {self.min_lr}, it must be between 0 and learning_rate, which is {self.learning_rate}."
             )
+
+
+def settle_precision(args: OptimizationArguments) -> None:
+    """Makes the precision that accelerate would take from the environment an option of the run, if it has none."""
+    args.mixed_precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 
 
 def check_hub_name(args: OptimizationArguments) -> None:

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from cts_hf.command_line import new_accelerator
 from cts_hf.data import StreamingSamples, TrainingSamples
-from cts_hf.training.arguments import OptimizationArguments
+from cts_hf.training.arguments import OptimizationArguments, settle_precision
 from cts_hf.training.checkpoints import CheckpointFolder
 from cts_hf.training.finite import FiniteLoss
 from cts_hf.training.optimization import build_optimizer, build_scheduler
@@ -55,6 +55,7 @@ def build_accelerator(args: OptimizationArguments, arguments: Sequence[Any] = ()
     if missing := sorted(set(args.report_to) - {"all", *available}):
         raise ValueError(f"report_to has {missing}, installed are {available or 'none'}: pip install what is missing.")
     refuse_earlier_run(args)
+    settle_precision(args)
     accelerator = new_accelerator(
         mixed_precision=args.mixed_precision, log_with=args.report_to or None, project_dir=args.output_dir
     )

@@ -116,6 +116,18 @@ def refuse_own_sources(output_dir: str | Path, sources: Mapping[str, str | None]
             )
 
 
+def refuse_inside_data(output_dir: str | Path, data_dir: str | None) -> None:
+    """Refuses an output folder among the images or labels of a data set: its pictures would be taken for data."""
+    folder = Path(output_dir).resolve()
+    for name in ("images", "labels"):
+        part = (Path(data_dir) / name).resolve() if data_dir is not None else None
+        if part in (folder, *folder.parents):
+            raise ValueError(
+                f"`output_dir` must not be in {part}, where pictures are data, got {output_dir}: choose another "
+                "--output_dir."
+            )
+
+
 def delete_earlier_run(args: OptimizationArguments) -> None:
     """
     Deletes what earlier runs are recorded to have written, and says how many files that were: all of it to overwrite
