@@ -35,7 +35,7 @@ from cts_hf.loading import load_processor, load_segmenter
 from cts_hf.model_card import model_card
 from cts_hf.output_folder import OutputFolder
 from cts_hf.publishing import CODE_FILES, WEIGHT_FILES
-from cts_hf.token_sharing import num_shared_superpatches
+from cts_hf.token_sharing import check_token_reduction
 
 
 CONVERTED = (*WEIGHT_FILES, "config.json", "preprocessor_config.json", "README.md", *CODE_FILES)
@@ -86,7 +86,7 @@ class ConversionArguments:
         if self.output_stride not in (None, 8, 16, 32):
             raise ValueError(f"`output_stride` must be 8, 16 or 32, got {self.output_stride}.")
         if self.token_reduction is not None:
-            num_shared_superpatches(self.token_reduction, num_patches=4)  # refuses what is no budget
+            check_token_reduction(self.token_reduction)
 
 
 def main() -> None:

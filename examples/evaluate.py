@@ -36,7 +36,6 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
-from cts_hf import num_shared_superpatches
 from cts_hf.budget_sweep import budget_sweep, format_table, plot_sweep, to_json
 from cts_hf.command_line import new_accelerator, print_text
 from cts_hf.data import DataError
@@ -45,6 +44,7 @@ from cts_hf.evaluation import POLICIES
 from cts_hf.inference import InferenceOptions
 from cts_hf.loading import load_config, load_processor, load_segmenter
 from cts_hf.output_folder import OutputFolder
+from cts_hf.token_sharing import check_token_reduction
 
 
 RESULTS, PLOT = "evaluation.json", "evaluation.png"
@@ -82,7 +82,7 @@ class EvaluationArguments:
             if value is not None and value < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}: correct it.")
         for token_reduction in self.token_reduction or []:
-            num_shared_superpatches(token_reduction, num_patches=0)  # refuses a budget out of range
+            check_token_reduction(token_reduction)
 
 
 def main():

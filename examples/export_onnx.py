@@ -38,7 +38,7 @@ from cts_hf.onnx_export import OnnxSegmenter, export_onnx
 from cts_hf.output_folder import OutputFolder
 from cts_hf.publishing import CODE_FILES
 from cts_hf.timing import median_times
-from cts_hf.token_sharing import num_shared_superpatches
+from cts_hf.token_sharing import check_token_reduction
 
 
 EXPORTED = ("model.onnx", "model.onnx.data", "config.json", "preprocessor_config.json", *CODE_FILES)
@@ -71,7 +71,7 @@ class ExportArguments:
         if self.rounds < 1:
             raise ValueError(f"`rounds` must be at least 1, got {self.rounds}.")
         if self.token_reduction is not None:
-            num_shared_superpatches(self.token_reduction, num_patches=4)  # refuses what is no budget
+            check_token_reduction(self.token_reduction)
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ from cts_hf.loading import load_processor, load_segmenter
 from cts_hf.output_folder import OutputFolder
 from cts_hf.prediction import PredictionReport, find_images, predict_files
 from cts_hf.prediction_results import OUTPUTS
-from cts_hf.token_sharing import num_shared_superpatches
+from cts_hf.token_sharing import check_token_reduction
 
 
 @dataclass
@@ -63,7 +63,7 @@ class PredictionArguments:
 
     def __post_init__(self):
         if self.token_reduction is not None:
-            num_shared_superpatches(self.token_reduction, num_patches=4)  # refuses what is no budget
+            check_token_reduction(self.token_reduction)
         if self.num_workers < 0:
             raise ValueError(
                 f"`num_workers` must be at least 0 (0: no processes of their own), got {self.num_workers}."

@@ -41,7 +41,7 @@ from .image_processing_pil_cts import upsampled_argmax
 from .loading import load_config, load_segmenter
 from .modeling_cts import CtsForSemanticSegmentation
 from .timing import Stopwatch, marked_parts, peak_memory
-from .token_sharing import num_shared_superpatches
+from .token_sharing import check_token_reduction
 
 
 # The splits of the paper, as fractions of the tokens: 103 of 256 superpatches share at 512 pixels, 160 of 400 at 640,
@@ -120,7 +120,7 @@ class BenchmarkArguments:
             if any(value < 1 for value in getattr(self, name)):
                 raise ValueError(f"`{name}` must be whole numbers of 1 or more, got {getattr(self, name)}.")
         for token_reduction in self.token_reduction:
-            num_shared_superpatches(token_reduction, num_patches=4)  # refuses what is no budget
+            check_token_reduction(token_reduction)
         if self.plot is not None and Path(self.plot).suffix.lower() not in (".png", ".svg"):
             raise ValueError(f"`plot` must be the path of a .png or .svg file, got {self.plot}.")
         if self.plot is not None and self.json is not None and _same_file(self.plot, self.json):

@@ -34,7 +34,7 @@ from cts_hf.mean_iou import MeanIoU
 from cts_hf.metrics import PolicyMetrics
 from cts_hf.modeling_cts import CtsForSemanticSegmentation
 from cts_hf.segmentation import PreparedImage, Segmentation, Windows, of_process, segment_batches
-from cts_hf.token_sharing import IGNORED_TARGET, num_shared_superpatches, pad_labels, superpatch_targets
+from cts_hf.token_sharing import IGNORED_TARGET, check_token_reduction, pad_labels, superpatch_targets
 
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class _Evaluation:
     def __init__(self, model: CtsForSemanticSegmentation, sharing: Sharing, options: InferenceOptions, seed: int):
         if sharing.policy not in POLICIES:
             raise ValueError(f"`policy` must be one of {', '.join(POLICIES)}, got {sharing.policy!r}: choose one.")
-        num_shared_superpatches(sharing.token_reduction, num_patches=0)  # refuses a budget out of range
+        check_token_reduction(sharing.token_reduction)
         if sharing.policy == "learned" and sharing.token_reduction > 0 and model.cts.policy is None:
             raise ValueError(
                 "policy is 'learned', but the model has none (use_policy=False): evaluate it with 'random' or "

@@ -245,6 +245,31 @@ def check_values(values: "Pixels", white: int, name: str, advice: str) -> None:
         raise ValueError(f"{got}, which is black there and looks like 0 to {_BLACK[white] - 1}: {advice}")
 
 
+def check_segmentation_maps(images: list, segmentation_maps: list) -> None:
+    """Refuses maps (arrays or tensors) that are not one of integers for each image, of its size."""
+    if len(images) != len(segmentation_maps):
+        raise ValueError(
+            f"Got {len(images)} images and {len(segmentation_maps)} segmentation maps. Pass one map for each image."
+        )
+    for i, (image, segmentation_map) in enumerate(zip(images, segmentation_maps, strict=True)):
+        if segmentation_map.shape[0] != 1:
+            raise ValueError(
+                f"Segmentation map {i} has the shape {tuple(segmentation_map.shape)}, but a map has one class id per "
+                "pixel, shape (height, width). Open it without converting it to RGB, or turn its colours into class "
+                "ids."
+            )
+        if "float" in str(segmentation_map.dtype):
+            raise ValueError(
+                f"Segmentation map {i} has the type {segmentation_map.dtype}, but class ids are integers. Convert it, "
+                "for example with `.astype('int64')`."
+            )
+        if image.shape[-2:] != segmentation_map.shape[-2:]:
+            raise ValueError(
+                f"Image {i} has (height, width) = {tuple(image.shape[-2:])}, its segmentation map "
+                f"{tuple(segmentation_map.shape[-2:])}. They must be equal: check that the two belong together."
+            )
+
+
 def check_resized_size(size: tuple[int, int], shortest_edge: int, name: str) -> None:
     """
     Refuses an image whose shape, rather than `shortest_edge`, makes it cost gigabytes once resized: 1 x 900 pixels

@@ -28,6 +28,7 @@ from transformers.utils import TensorType
 from .image_processing_inputs_cts import (
     check_images,
     check_resized_size,
+    check_segmentation_maps,
     drop_alpha,
     in_native_order,
     open_wide_picture,
@@ -236,7 +237,7 @@ class CtsImageProcessingMixin:
                 input_data_format=ChannelDimension.FIRST,
                 device=device,
             )  # each (1, height, width)
-            _check_segmentation_maps(images, segmentation_maps)
+            check_segmentation_maps(images, segmentation_maps)
 
         pixel_values = self._preprocess(
             images, do_pad=False, pad_size=None, return_tensors=None, **kwargs
@@ -340,31 +341,6 @@ class CtsImageProcessingMixin:
             data = {"segmentation": scores.argmax(0), "segmentation_scores": scores}
             results.append(SemanticSegmentationPostProcessorOutput(data=data))
         return results
-
-
-def _check_segmentation_maps(images: list, segmentation_maps: list) -> None:
-    """Refuses maps (arrays or tensors) that are not one of integers for each image, of its size."""
-    if len(images) != len(segmentation_maps):
-        raise ValueError(
-            f"Got {len(images)} images and {len(segmentation_maps)} segmentation maps. Pass one map for each image."
-        )
-    for i, (image, segmentation_map) in enumerate(zip(images, segmentation_maps, strict=True)):
-        if segmentation_map.shape[0] != 1:
-            raise ValueError(
-                f"Segmentation map {i} has the shape {tuple(segmentation_map.shape)}, but a map has one class id per "
-                "pixel, shape (height, width). Open it without converting it to RGB, or turn its colours into class "
-                "ids."
-            )
-        if "float" in str(segmentation_map.dtype):
-            raise ValueError(
-                f"Segmentation map {i} has the type {segmentation_map.dtype}, but class ids are integers. Convert it, "
-                "for example with `.astype('int64')`."
-            )
-        if image.shape[-2:] != segmentation_map.shape[-2:]:
-            raise ValueError(
-                f"Image {i} has (height, width) = {tuple(image.shape[-2:])}, its segmentation map "
-                f"{tuple(segmentation_map.shape[-2:])}. They must be equal: check that the two belong together."
-            )
 
 
 def _check_target_sizes(target_sizes, batch_size: int) -> list[tuple[int, int]]:

@@ -35,7 +35,7 @@ from cts_hf.output_folder import OutputFolder
 from cts_hf.pictures import PictureError, find_pictures, printable, read_picture
 from cts_hf.prediction_results import OUTPUTS, Results, file_digest, read_stamp, settings_digest
 from cts_hf.segmentation import PreparedImage, of_process, segment_batches
-from cts_hf.token_sharing import num_shared_superpatches
+from cts_hf.token_sharing import check_token_reduction
 from cts_hf.visualization import default_palette, draw_sharing_grid, overlay
 
 
@@ -185,7 +185,7 @@ def predict_files(
 def _budget(model: CtsForSemanticSegmentation, token_reduction: float | None) -> float:
     if token_reduction is None:
         token_reduction = model.config.token_reduction
-    num_shared_superpatches(token_reduction, num_patches=4)  # refuses what is no budget
+    check_token_reduction(token_reduction)
     if token_reduction > 0 and model.cts.policy is None:
         raise ValueError(
             f"`token_reduction` must be 0 for a model without policy, got {token_reduction}: give a model with "

@@ -379,6 +379,7 @@ __all__ = [
     "build_padded_layout",
     "check_scores",
     "check_superpatch_mask",
+    "check_token_reduction",
     "is_identity",
     "num_shared_superpatches",
     "pad_labels",

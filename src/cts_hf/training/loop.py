@@ -35,7 +35,7 @@ from cts_hf.training.finite import FiniteLoss
 from cts_hf.training.optimization import build_optimizer, build_scheduler
 from cts_hf.training.output import BEST, lock_output, refuse_earlier_run
 from cts_hf.training.recipe import effective_options
-from cts_hf.training.resume import Progress, resume_or_start, run_state
+from cts_hf.training.resume import Progress, describe_data, resume_or_start, run_state
 from cts_hf.training.steps import Batch, TrainingSteps
 from cts_hf.training.tasks import Task
 
@@ -117,7 +117,8 @@ def _fit(
     task.check(accelerator)
     # Dropout and drop path differ between processes, weights do not: they were made before.
     set_seed(args.seed, device_specific=True)
-    progress = resume_or_start(checkpoints, task, samples, scheduler, args, accelerator, steps.total)
+    data = describe_data(task, samples)
+    progress = resume_or_start(checkpoints, task, data, scheduler, args, accelerator, steps.total)
 
     bar = tqdm(
         total=steps.total,
@@ -129,7 +130,7 @@ def _fit(
     finite = FiniteLoss(accelerator.device)
     if progress.evaluation_due:
         _evaluate(task, model, progress, args, accelerator, bar.write)
-        checkpoints.update(accelerator, progress.step, run_state(progress, task, samples))
+        checkpoints.update(accelerator, progress.step, run_state(progress, task, data))
     epochs = steps.iterate(progress.epoch, progress.step_of_epoch)
     while progress.step < steps.total:
         progress.epoch, step_of_epoch, batches = next(epochs)
@@ -164,11 +165,11 @@ def _fit(
         # Before the evaluation, which may fail, and draws no random numbers that a later step would miss.
         progress.evaluation_due = evaluates
         if saves:
-            checkpoints.save(accelerator, progress.step, run_state(progress, task, samples))
+            checkpoints.save(accelerator, progress.step, run_state(progress, task, data))
         if evaluates:
             _evaluate(task, model, progress, args, accelerator, bar.write)
             if saves:
-                checkpoints.update(accelerator, progress.step, run_state(progress, task, samples))
+                checkpoints.update(accelerator, progress.step, run_state(progress, task, data))
     bar.close()
     finite.check(task.model, accelerator)  # once more, as a checkpoint may have left no step to make
     return accelerator.unwrap_model(model)

@@ -15,7 +15,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from accelerate import Accelerator
 
@@ -136,8 +136,12 @@ def delete_earlier_run(args: OptimizationArguments) -> None:
     folder = OutputFolder(args.output_dir, "training")
     names = sorted(folder.written)
     if not args.overwrite_output_dir:
-        unfinished = [name for name in names if PurePosixPath(name).name.startswith(UNFINISHED) and name.endswith("/")]
-        names = [name for name in names if name.startswith(_ON_THE_WAY)] + [n for n in unfinished if "/" not in n[:-1]]
+        names = [name for name in names if name.startswith(_ON_THE_WAY) or _is_unfinished(name)]
     if there := sum((folder.path / name).exists() for name in names):
         folder.delete(names)
         print(f"Deleted {there} files of an earlier run in {args.output_dir}.")
+
+
+def _is_unfinished(name: str) -> bool:
+    """Whether a recorded name is that of a folder, directly in the output folder, in which files are being written."""
+    return name.startswith(UNFINISHED) and name.find("/") == len(name) - 1

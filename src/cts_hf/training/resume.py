@@ -71,19 +71,15 @@ class Progress:
         return cls(**values)
 
 
-def run_state(progress: Progress, task: Task, samples: TrainingSamples | StreamingSamples) -> dict[str, Any]:
-    """What a checkpoint says of a run: its progress, options and data."""
-    return {
-        "progress": asdict(progress),
-        "options": effective_options(task.arguments),
-        "data": _describe_data(task, samples),
-    }
+def run_state(progress: Progress, task: Task, data: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of a run: its progress, its options, and its data as [`describe_data`] has them."""
+    return {"progress": asdict(progress), "options": effective_options(task.arguments), "data": data}
 
 
 def resume_or_start(
     checkpoints: CheckpointFolder,
     task: Task,
-    samples: TrainingSamples | StreamingSamples,
+    data: dict[str, Any],
     scheduler: LambdaLR,
     args: OptimizationArguments,
     accelerator: Accelerator,
@@ -98,7 +94,7 @@ def resume_or_start(
     progress = Progress(num_processes=accelerator.num_processes)
     checkpoint = checkpoints.find(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
     if checkpoint is not None:
-        progress = _resume(checkpoints, checkpoint, task, samples, accelerator, total_steps)
+        progress = _resume(checkpoints, checkpoint, task, data, accelerator, total_steps)
         set_step(scheduler, progress.step)
     elif args.resume_from_checkpoint:
         accelerator.print("No checkpoint yet: starting anew.")
@@ -119,7 +115,7 @@ def _resume(
     checkpoints: CheckpointFolder,
     checkpoint: Path,
     task: Task,
-    samples: TrainingSamples | StreamingSamples,
+    data: dict[str, Any],
     accelerator: Accelerator,
     total_steps: int,
 ) -> Progress:
@@ -131,7 +127,7 @@ def _resume(
             "each process has random states of its own, so resume with as many."
         )
     refuse_changed_options(state["options"], task.arguments, checkpoint, FREE_ON_RESUME)
-    _refuse_changed_data(state["data"], _describe_data(task, samples), checkpoint)
+    _refuse_changed_data(state["data"], data, checkpoint)
     if progress.step > total_steps:
         raise ValueError(
             f"{checkpoint} was written after {progress.step} steps, and these options ask for {total_steps}: resume "
@@ -142,7 +138,7 @@ def _resume(
     return progress
 
 
-def _describe_data(task: Task, samples: TrainingSamples | StreamingSamples) -> dict[str, Any]:
+def describe_data(task: Task, samples: TrainingSamples | StreamingSamples) -> dict[str, Any]:
     """The data of a run as far as it can be told without reading images."""
     described: dict[str, Any] = {"classes": list(task.model.config.id2label.values())}
     rows = samples.dataset

@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput
 from cts_hf.data import IGNORE_INDEX
 from cts_hf.evaluation import Sharing, evaluate_segmentation, evaluate_sharings, prepared_batches, total_images
 from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin, resize_labels
-from cts_hf.inference import InferenceOptions, check_input_sizes
+from cts_hf.inference import InferenceOptions
 from cts_hf.metrics import PolicyMetrics, policy_scores
 from cts_hf.modeling_cts import CtsForSemanticSegmentation
 from cts_hf.modeling_cts_policy import CtsPolicyModel
@@ -101,7 +101,6 @@ class SegmentationTask:
         return model(**batch)
 
     def check(self, accelerator: Accelerator) -> None:
-        check_input_sizes(self.inference or InferenceOptions(), self.processor, 2 * self.model.config.patch_size)
         self.model.to(accelerator.device)
         evaluate_segmentation(
             self.model, self.eval_dataset.take(1), self.processor, options=self.inference, accelerator=accelerator
