@@ -23,7 +23,7 @@ multiply-adds set, and the time of each part of the forward. The presets are tin
 and large-640: models of the paper with random weights, whose policy reads the image at half resolution.
 """
 
-from cts_hf.benchmark import main
+from cts_hf.benchmark.measuring import main
 
 
 if __name__ == "__main__":

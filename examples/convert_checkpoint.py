@@ -30,12 +30,12 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from cts_hf import CtsImageProcessor
-from cts_hf.checkpoint_conversion import BENCHMARK_CLASSES, convert_checkpoint, load_policy, save_original
-from cts_hf.loading import load_processor, load_segmenter
-from cts_hf.model_card import model_card
-from cts_hf.output_folder import OutputFolder
-from cts_hf.publishing import CODE_FILES, WEIGHT_FILES
-from cts_hf.token_sharing import check_token_reduction
+from cts_hf.conversion.checkpoints import BENCHMARK_CLASSES, convert_checkpoint, load_policy, save_original
+from cts_hf.hub.loading import load_processor, load_segmenter
+from cts_hf.hub.model_card import model_card
+from cts_hf.hub.output_folder import OutputFolder
+from cts_hf.hub.publishing import CODE_FILES, WEIGHT_FILES
+from cts_hf.model.token_sharing import check_token_reduction
 
 
 CONVERTED = (*WEIGHT_FILES, "config.json", "preprocessor_config.json", "README.md", *CODE_FILES)

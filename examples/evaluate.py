@@ -36,15 +36,15 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
-from cts_hf.budget_sweep import budget_sweep, format_table, plot_sweep, to_json
-from cts_hf.command_line import new_accelerator, print_text
 from cts_hf.data import DataError
 from cts_hf.data.arguments import DatasetArguments
-from cts_hf.evaluation import POLICIES
-from cts_hf.inference import InferenceOptions
-from cts_hf.loading import load_config, load_processor, load_segmenter
-from cts_hf.output_folder import OutputFolder
-from cts_hf.token_sharing import check_token_reduction
+from cts_hf.evaluation.command_line import new_accelerator, print_text
+from cts_hf.evaluation.evaluator import POLICIES
+from cts_hf.evaluation.inference import InferenceOptions
+from cts_hf.evaluation.sweep import budget_sweep, format_table, plot_sweep, to_json
+from cts_hf.hub.loading import load_config, load_processor, load_segmenter
+from cts_hf.hub.output_folder import OutputFolder
+from cts_hf.model.token_sharing import check_token_reduction
 
 
 RESULTS, PLOT = "evaluation.json", "evaluation.png"

@@ -33,12 +33,12 @@ import torch
 from transformers import HfArgumentParser
 
 from cts_hf import CtsForSemanticSegmentation
-from cts_hf.loading import load_config, load_processor, load_segmenter
-from cts_hf.onnx_export import OnnxSegmenter, export_onnx
-from cts_hf.output_folder import OutputFolder
-from cts_hf.publishing import CODE_FILES
-from cts_hf.timing import median_times
-from cts_hf.token_sharing import check_token_reduction
+from cts_hf.benchmark.timing import median_times
+from cts_hf.export.onnx import OnnxSegmenter, export_onnx
+from cts_hf.hub.loading import load_config, load_processor, load_segmenter
+from cts_hf.hub.output_folder import OutputFolder
+from cts_hf.hub.publishing import CODE_FILES
+from cts_hf.model.token_sharing import check_token_reduction
 
 
 EXPORTED = ("model.onnx", "model.onnx.data", "config.json", "preprocessor_config.json", *CODE_FILES)

@@ -33,13 +33,13 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
-from cts_hf.command_line import new_accelerator, print_text
-from cts_hf.inference import InferenceOptions
-from cts_hf.loading import load_processor, load_segmenter
-from cts_hf.output_folder import OutputFolder
-from cts_hf.prediction import PredictionReport, find_images, predict_files
-from cts_hf.prediction_results import OUTPUTS
-from cts_hf.token_sharing import check_token_reduction
+from cts_hf.evaluation.command_line import new_accelerator, print_text
+from cts_hf.evaluation.inference import InferenceOptions
+from cts_hf.evaluation.prediction import PredictionReport, find_images, predict_files
+from cts_hf.evaluation.prediction_results import OUTPUTS
+from cts_hf.hub.loading import load_processor, load_segmenter
+from cts_hf.hub.output_folder import OutputFolder
+from cts_hf.model.token_sharing import check_token_reduction
 
 
 @dataclass

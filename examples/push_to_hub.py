@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
-from cts_hf.publishing import upload_folder
+from cts_hf.hub.publishing import upload_folder
 
 
 @dataclass

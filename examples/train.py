@@ -34,11 +34,12 @@ from accelerate.utils import set_seed
 from PIL import Image
 
 from cts_hf import CtsForSemanticSegmentation, CtsPolicyModel
-from cts_hf.checkpoint_conversion import load_policy_folder
+from cts_hf.conversion.checkpoints import load_policy_folder
 from cts_hf.data import SegmentationData
-from cts_hf.evaluation import Sharing
-from cts_hf.image_processing_cts import CtsImageProcessor
-from cts_hf.output_folder import OutputFolder
+from cts_hf.evaluation.evaluator import Sharing
+from cts_hf.evaluation.visualization import prediction_panel
+from cts_hf.hub.output_folder import OutputFolder
+from cts_hf.model.image_processing_cts import CtsImageProcessor
 from cts_hf.training import (
     CheckpointFolder,
     DataArguments,
@@ -69,7 +70,6 @@ from cts_hf.training import (
     save_card,
     settle_precision,
 )
-from cts_hf.visualization import prediction_panel
 
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "scenes.yaml"

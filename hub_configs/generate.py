@@ -32,10 +32,10 @@ import yaml
 from transformers import PreTrainedConfig
 
 from cts_hf.data import SegmentationData
-from cts_hf.data.ade20k import ADE20K_CLASSES
-from cts_hf.data.cityscapes import CITYSCAPES_CLASSES
-from cts_hf.data.pascal_context import PASCAL_CONTEXT_CLASSES
-from cts_hf.token_sharing import num_shared_superpatches
+from cts_hf.data.benchmarks.ade20k import ADE20K_CLASSES
+from cts_hf.data.benchmarks.cityscapes import CITYSCAPES_CLASSES
+from cts_hf.data.benchmarks.pascal_context import PASCAL_CONTEXT_CLASSES
+from cts_hf.model.token_sharing import num_shared_superpatches
 from cts_hf.training import (
     DataArguments,
     ModelArguments,

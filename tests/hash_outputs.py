@@ -32,9 +32,9 @@ import torch
 
 from cts_hf import CtsImageProcessor, CtsImageProcessorPil
 
-from .golden import LARGE, TINY, build_golden_model, load_golden
-from .models import random_images, tiny_model, tiny_policy
-from .training_runs import train, write_scenes
+from .helpers.golden import LARGE, TINY, build_golden_model, load_golden
+from .helpers.models import random_images, tiny_model, tiny_policy
+from .helpers.training_runs import train, write_scenes
 
 
 MODELS = [

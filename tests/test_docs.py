@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch.distributed.run import get_args_parser
 
 from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
-from cts_hf.checkpoint_conversion import save_original
+from cts_hf.conversion.checkpoints import save_original
 
-from .examples.scripts import ROOT, run_script
-from .models import tiny_config, tiny_policy
-from .training_runs import reset_accelerate
+from .helpers.models import tiny_config, tiny_policy
+from .helpers.scripts import ROOT, run_script
+from .helpers.training_runs import reset_accelerate
 
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]

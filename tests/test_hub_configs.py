@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoImageProcessor
 
 from cts_hf import CtsConfig, CtsForSemanticSegmentation, CtsPolicyModel, num_shared_superpatches
-from cts_hf.normalization import HALF, check_normalization
+from cts_hf.hub.normalization import HALF, check_normalization
 
-from .examples.scripts import load_script
+from .helpers.scripts import load_script
 
 
 ROOT = Path(__file__).parents[1] / "hub_configs"

@@ -16,18 +16,18 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
-from .configuration_cts import CtsConfig, CtsPolicyConfig
-from .image_processing_cts import CtsImageProcessor
-from .image_processing_pil_cts import CtsImageProcessorPil
-from .modeling_cts import (
+from .model.configuration_cts import CtsConfig, CtsPolicyConfig
+from .model.image_processing_cts import CtsImageProcessor
+from .model.image_processing_pil_cts import CtsImageProcessorPil
+from .model.modeling_cts import (
     CtsForSemanticSegmentation,
     CtsModel,
     CtsModelOutput,
     CtsPreTrainedModel,
     CtsSemanticSegmenterOutput,
 )
-from .modeling_cts_policy import CtsPolicyModel, CtsPolicyOutput
-from .token_sharing import (
+from .model.modeling_cts_policy import CtsPolicyModel, CtsPolicyOutput
+from .model.token_sharing import (
     TokenLayout,
     build_layout,
     num_shared_superpatches,

@@ -6,7 +6,7 @@ from transformers import HfArgumentParser
 from cts_hf.data import SCENE_CLASSES, DataError, load_segmentation_data
 from cts_hf.data.arguments import DatasetArguments
 
-from .trees import label_ids, write_image, write_label
+from ..helpers.trees import label_ids, write_image, write_label
 
 
 def load(*command_line):

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from cts_hf.data import DataError, load_segmentation_data
-from cts_hf.data.ade20k import ADE20K_CLASSES
-from cts_hf.data.cityscapes import CITYSCAPES_CLASSES
-from cts_hf.data.pascal_context import PASCAL_CONTEXT_CLASSES
+from cts_hf.data.benchmarks.ade20k import ADE20K_CLASSES
+from cts_hf.data.benchmarks.cityscapes import CITYSCAPES_CLASSES
+from cts_hf.data.benchmarks.pascal_context import PASCAL_CONTEXT_CLASSES
 
-from .trees import label_ids, write_image, write_label
+from ..helpers.trees import label_ids, write_image, write_label
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from PIL import Image
 
 from cts_hf.data import DataError, load_folder, load_segmentation_data
 
-from .trees import label_ids, write_image, write_label
+from ..helpers.trees import label_ids, write_image, write_label
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from datasets import Dataset, Features, Image, Value
 
 from cts_hf.data import DataError, StreamingSamples, TrainTransform, load_hub, load_segmentation_data
 
-from .trees import label_ids, write_image, write_label
+from ..helpers.trees import label_ids, write_image, write_label
 
 
 @pytest.fixture(scope="module")

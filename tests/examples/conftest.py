@@ -5,7 +5,7 @@ from PIL import ExifTags, Image
 from cts_hf import CtsImageProcessor
 from cts_hf.data import build_scenes
 
-from ..models import tiny_model
+from ..helpers.models import tiny_model
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from cts_hf import CtsConfig, CtsForSemanticSegmentation, CtsPolicyConfig, CtsPolicyModel
-from cts_hf.data.ade20k import ADE20K_CLASSES
-from cts_hf.normalization import IMAGENET, check_normalization
+from cts_hf.data.benchmarks.ade20k import ADE20K_CLASSES
+from cts_hf.hub.normalization import IMAGENET, check_normalization
 
-from ..golden import load_golden
-from ..mmsegmentation import build_segmenter
-from ..models import random_images, tiny_policy
-from ..test_checkpoint_conversion import write_original
-from .scripts import ROOT, command_line, run_main
+from ..conversion.test_checkpoints import write_original
+from ..helpers.golden import load_golden
+from ..helpers.mmsegmentation import build_segmenter
+from ..helpers.models import random_images, tiny_policy
+from ..helpers.scripts import ROOT, command_line, run_main
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ from PIL import Image
 from cts_hf import CtsImageProcessor
 from cts_hf.data import SCENE_CLASSES, build_scenes
 
-from ..models import tiny_model
-from .scripts import ClosedPipe, launch, run_main
+from ..helpers.models import tiny_model
+from ..helpers.scripts import ClosedPipe, launch, run_main
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_numbers_out_of_range_are_refused_first(monkeypatch, options, more, mess
 
 
 def test_windows_smaller_than_a_superpatch_are_refused_before_images_are_read(monkeypatch, options):
-    monkeypatch.setattr("cts_hf.evaluation.resized_images", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr("cts_hf.evaluation.evaluator.resized_images", lambda *_: pytest.fail("an image was read"))
     with pytest.raises(ValueError, match="`window` must be at least 16 pixels"):
         run_main(monkeypatch, "evaluate.py", **options, window=15)
 
@@ -193,7 +193,7 @@ def test_results_are_printed_and_saved_before_they_are_drawn(monkeypatch, capsys
     def fail(*_):
         raise RuntimeError("no fonts")
 
-    monkeypatch.setattr("cts_hf.budget_sweep.plot_sweep", fail)
+    monkeypatch.setattr("cts_hf.evaluation.sweep.plot_sweep", fail)
     with pytest.raises(RuntimeError, match="no fonts"):
         run_main(monkeypatch, "evaluate.py", **options, token_reduction=[0, 0.3], max_samples=1)
     assert "| learned |             0.3 |" in capsys.readouterr().out
@@ -207,7 +207,7 @@ def test_results_that_cannot_be_saved_are_printed(monkeypatch, capsys, options):
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("cts_hf.budget_sweep.to_json", fail)
+    monkeypatch.setattr("cts_hf.evaluation.sweep.to_json", fail)
     with pytest.raises(OSError, match="no space left"):
         run_main(monkeypatch, "evaluate.py", **options, max_samples=1)
     assert "IoU of sky: " in capsys.readouterr().out

@@ -9,10 +9,10 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 
 from cts_hf import CtsImageProcessor
-from cts_hf.onnx_export import OnnxSegmenter, export_onnx
+from cts_hf.export.onnx import OnnxSegmenter, export_onnx
 
-from ..models import tiny_model
-from .scripts import run_main
+from ..helpers.models import tiny_model
+from ..helpers.scripts import run_main
 
 
 @pytest.fixture
@@ -115,8 +115,8 @@ def test_weights_in_a_second_file_keep_the_name_that_the_first_has_for_them(monk
 def test_files_of_others_are_kept_and_earlier_exports_replaced_only_when_asked(monkeypatch, model_folder, tmp_path):
     pytest.importorskip("onnxscript", reason="ONNX export needs `pip install onnx onnxscript onnxruntime`")
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: Written())
-    monkeypatch.setattr("cts_hf.onnx_export.OnnxSegmenter.__init__", lambda *_: None)
-    monkeypatch.setattr("cts_hf.onnx_export.OnnxSegmenter.__call__", lambda _, images: tiny_model()(images))
+    monkeypatch.setattr("cts_hf.export.onnx.OnnxSegmenter.__init__", lambda *_: None)
+    monkeypatch.setattr("cts_hf.export.onnx.OnnxSegmenter.__call__", lambda _, images: tiny_model()(images))
     target = tmp_path / "exported"
     target.mkdir()
     (target / "config.json").write_text("mine")

@@ -6,10 +6,10 @@ from PIL import Image
 
 from cts_hf import CtsImageProcessor
 from cts_hf.data import DataError, build_scenes
-from cts_hf.prediction import find_images
+from cts_hf.evaluation.prediction import find_images
 
-from ..models import tiny_model
-from .scripts import run_main
+from ..helpers.models import tiny_model
+from ..helpers.scripts import run_main
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from cts_hf import CtsImageProcessor
-from cts_hf.inference import InferenceOptions
-from cts_hf.output_folder import OutputFolder
-from cts_hf.prediction import find_images, predict_files
-from cts_hf.prediction_results import read_stamp
+from cts_hf.evaluation.inference import InferenceOptions
+from cts_hf.evaluation.prediction import find_images, predict_files
+from cts_hf.evaluation.prediction_results import read_stamp
+from cts_hf.hub.output_folder import OutputFolder
 
-from ..models import tiny_model
-from .scripts import launch, run_main
+from ..helpers.models import tiny_model
+from ..helpers.scripts import launch, run_main
 
 
 SUFFIXES = {"masks": ".png", "overlays": ".jpg", "grids": ".png"}
@@ -316,7 +316,7 @@ def test_options_and_images_are_checked_before_the_model_is_opened(monkeypatch, 
 def test_names_that_differ_in_case_alone_are_refused_where_case_is_ignored(monkeypatch, options, tmp_path):
     Image.new("RGB", (64, 64)).save(options["images"] / "A.png")
     assert run_main(monkeypatch, "predict.py", **options, outputs="masks") == 0
-    monkeypatch.setattr("cts_hf.prediction_results._ignores_case", lambda folder: True)
+    monkeypatch.setattr("cts_hf.evaluation.prediction_results._ignores_case", lambda folder: True)
     with pytest.raises(ValueError, match=r"upper case counts as lower case in .*: A and a. Rename"):
         run_main(monkeypatch, "predict.py", **{**options, "output_dir": tmp_path / "ignoring"})
 

@@ -5,9 +5,9 @@ import os
 import pytest
 from PIL import Image, PngImagePlugin
 
-from cts_hf.prediction_results import read_stamp
+from cts_hf.evaluation.prediction_results import read_stamp
 
-from .scripts import run_main
+from ..helpers.scripts import run_main
 from .test_predict import contents
 
 

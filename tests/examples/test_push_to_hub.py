@@ -1,7 +1,7 @@
 from cts_hf import CtsImageProcessor
 
-from ..models import tiny_model
-from .scripts import run_main
+from ..helpers.models import tiny_model
+from ..helpers.scripts import run_main
 
 
 def test_dry_run(monkeypatch, capsys, tmp_path):

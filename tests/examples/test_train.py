@@ -9,12 +9,12 @@ from transformers import pipeline
 
 from cts_hf import CtsConfig, CtsForSemanticSegmentation, CtsPolicyConfig, CtsPolicyModel
 from cts_hf.data import SCENE_CLASSES, DataError, build_scenes
-from cts_hf.image_processing_cts import CtsImageProcessor
-from cts_hf.modeling_cts_embeddings import CtsEmbeddings
-from cts_hf.normalization import IMAGENET, check_normalization
+from cts_hf.hub.normalization import IMAGENET, check_normalization
+from cts_hf.model.image_processing_cts import CtsImageProcessor
+from cts_hf.model.modeling_cts_embeddings import CtsEmbeddings
 
-from ..models import tiny_model
-from ..training_runs import (
+from ..helpers.models import tiny_model
+from ..helpers.training_runs import (
     TINY_MODEL,
     TINY_POLICY,
     TINY_RUN,
@@ -297,7 +297,7 @@ def test_a_finished_model_is_uploaded_without_its_checkpoints(scenes, tmp_path, 
         def create_commit(self, repo_id, operations, **options):
             uploads.append((repo_id, {operation.path_in_repo for operation in operations}))
 
-    monkeypatch.setattr("cts_hf.publishing.HfApi", Hub)
+    monkeypatch.setattr("cts_hf.hub.publishing.HfApi", Hub)
     train(scenes, tmp_path, "--push_to_hub", hub_model_id="street")
     ((repo_id, files),) = uploads
     assert repo_id == "me/street"

@@ -25,21 +25,21 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from cts_hf.data.ade20k import load_ade20k
-from cts_hf.data.base import IGNORE_INDEX, DataError, SegmentationData
-from cts_hf.data.cityscapes import load_cityscapes
-from cts_hf.data.folder import load_folder
-from cts_hf.data.hub import load_hub
-from cts_hf.data.pascal_context import load_pascal_context
-from cts_hf.data.scenes import SCENE_CLASSES, build_scenes, load_scenes
-from cts_hf.data.transforms import (
+from .base import IGNORE_INDEX, DataError, SegmentationData
+from .benchmarks.ade20k import load_ade20k
+from .benchmarks.cityscapes import load_cityscapes
+from .benchmarks.pascal_context import load_pascal_context
+from .folder import load_folder
+from .hub import load_hub
+from .pictures import printable
+from .scenes import SCENE_CLASSES, build_scenes, load_scenes
+from .transforms import (
     SquashTransform,
     StreamingSamples,
     TrainingSamples,
     TrainTransform,
     collate,
 )
-from cts_hf.pictures import printable
 
 
 __all__ = [

@@ -16,7 +16,7 @@
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from cts_hf.data import IGNORE_INDEX, DataError, SegmentationData, load_segmentation_data
+from . import IGNORE_INDEX, DataError, SegmentationData, load_segmentation_data
 
 
 @dataclass

@@ -23,7 +23,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, Value
 from PIL import Image as PILImage
 
-from cts_hf.pictures import UNREADABLE, printable, to_rgb
+from .pictures import UNREADABLE, printable, to_rgb
 
 
 IGNORE_INDEX = 255

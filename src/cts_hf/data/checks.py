@@ -21,9 +21,9 @@ import numpy as np
 from PIL import ExifTags
 from PIL import Image as PILImage
 
-from cts_hf.data.base import DataError, NoIdsError, Pair, allowed_ids, stored_ids, unknown_ids
-from cts_hf.image_processing_inputs_cts import to_eight_bit
-from cts_hf.pictures import UNREADABLE, printable, special_file, unreadable
+from ..model.image_processing_inputs_cts import to_eight_bit
+from .base import DataError, NoIdsError, Pair, allowed_ids, stored_ids, unknown_ids
+from .pictures import UNREADABLE, printable, special_file, unreadable
 
 
 # Orientations that turn a picture by 90 degrees: the decoded picture has width and height exchanged.

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict
 
-from cts_hf.data.base import (
+from .base import (
     IGNORE_INDEX,
     DataError,
     Pair,
@@ -30,8 +30,8 @@ from cts_hf.data.base import (
     label_lookup,
     read_text,
 )
-from cts_hf.data.checks import check_contents, id_problems, match_files, raise_problems
-from cts_hf.pictures import find_pictures, is_hidden
+from .checks import check_contents, id_problems, match_files, raise_problems
+from .pictures import find_pictures, is_hidden
 
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})

@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatas
 from datasets.exceptions import DatasetsError
 from tqdm.auto import tqdm
 
-from cts_hf.data.base import (
+from .base import (
     IGNORE_INDEX,
     DataError,
     ExampleReader,

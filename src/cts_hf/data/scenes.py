@@ -23,7 +23,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
-from cts_hf.data.base import SegmentationData, parse_palette
+from .base import SegmentationData, parse_palette
 
 
 SCENE_CLASSES = ("sky", "hill", "building", "tree", "grass", "road", "water", "car", "pole", "fence")

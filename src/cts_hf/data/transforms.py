@@ -29,8 +29,8 @@ from PIL import Image
 from torch.nn.functional import pad
 from torchvision.transforms.v2 import functional as F
 
-from cts_hf.configuration_cts import channel_values
-from cts_hf.data.base import IGNORE_INDEX
+from ..model.configuration_cts import channel_values
+from .base import IGNORE_INDEX
 
 
 CROP_TRIES = 10

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Training of Segmenters and policies: options and recipes, the loop, checkpoints to resume from."""
 
-from cts_hf.training.arguments import (
+from .arguments import (
     DataArguments,
     ModelArguments,
     OptimizationArguments,
@@ -24,9 +24,9 @@ from cts_hf.training.arguments import (
     check_hub_name,
     settle_precision,
 )
-from cts_hf.training.checkpoints import CheckpointFolder
-from cts_hf.training.loop import build_accelerator, fit
-from cts_hf.training.models import (
+from .checkpoints import CheckpointFolder
+from .loop import build_accelerator, fit
+from .models import (
     adopt_architecture,
     build_policy,
     build_processor,
@@ -34,12 +34,12 @@ from cts_hf.training.models import (
     encoder_normalization,
     refuse_other_normalization,
 )
-from cts_hf.training.optimization import build_optimizer, build_scheduler, polynomial_lr
-from cts_hf.training.output import finished_before, is_finished, lock_output, refuse_inside_data, refuse_own_sources
-from cts_hf.training.recipe import parse_recipe, refuse_another_recipe, save_recipe
-from cts_hf.training.saving import push_to_hub, save_card, save_model_folder
-from cts_hf.training.steps import TrainingSteps
-from cts_hf.training.tasks import PolicyTask, SegmentationTask
+from .optimization import build_optimizer, build_scheduler, polynomial_lr
+from .output import finished_before, is_finished, lock_output, refuse_inside_data, refuse_own_sources
+from .recipe import parse_recipe, refuse_another_recipe, save_recipe
+from .saving import push_to_hub, save_card, save_model_folder
+from .steps import TrainingSteps
+from .tasks import PolicyTask, SegmentationTask
 
 
 __all__ = [

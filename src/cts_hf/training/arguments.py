@@ -22,11 +22,11 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from huggingface_hub.utils import validate_repo_id
 
-from cts_hf.configuration_cts import CtsConfig, CtsPolicyConfig, channel_values
-from cts_hf.data import SegmentationData, StreamingSamples, TrainingSamples, TrainTransform
-from cts_hf.data.arguments import DatasetArguments
-from cts_hf.data.transforms import Transform
-from cts_hf.inference import InferenceOptions
+from ..data import SegmentationData, StreamingSamples, TrainingSamples, TrainTransform
+from ..data.arguments import DatasetArguments
+from ..data.transforms import Transform
+from ..evaluation.inference import InferenceOptions
+from ..model.configuration_cts import CtsConfig, CtsPolicyConfig, channel_values
 
 
 STREAM_SHUFFLE_BUFFER = 1000

@@ -28,7 +28,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.other import load as load_weights_only
 
-from cts_hf.output_folder import UNFINISHED, OutputFolder
+from ..hub.output_folder import UNFINISHED, OutputFolder
 
 
 CHECKPOINTS = "checkpoints"

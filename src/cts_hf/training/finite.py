@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from cts_hf.loading import describe_not_finite
+from ..hub.loading import describe_not_finite
 
 
 class FiniteLoss:

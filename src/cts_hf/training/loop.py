@@ -27,17 +27,17 @@ from accelerate.utils import set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
-from cts_hf.command_line import new_accelerator
-from cts_hf.data import StreamingSamples, TrainingSamples
-from cts_hf.training.arguments import OptimizationArguments, settle_precision
-from cts_hf.training.checkpoints import CheckpointFolder
-from cts_hf.training.finite import FiniteLoss
-from cts_hf.training.optimization import build_optimizer, build_scheduler
-from cts_hf.training.output import BEST, lock_output, refuse_earlier_run
-from cts_hf.training.recipe import effective_options
-from cts_hf.training.resume import Progress, describe_data, resume_or_start, run_state
-from cts_hf.training.steps import Batch, TrainingSteps
-from cts_hf.training.tasks import Task
+from ..data import StreamingSamples, TrainingSamples
+from ..evaluation.command_line import new_accelerator
+from .arguments import OptimizationArguments, settle_precision
+from .checkpoints import CheckpointFolder
+from .finite import FiniteLoss
+from .optimization import build_optimizer, build_scheduler
+from .output import BEST, lock_output, refuse_earlier_run
+from .recipe import effective_options
+from .resume import Progress, describe_data, resume_or_start, run_state
+from .steps import Batch, TrainingSteps
+from .tasks import Task
 
 
 def build_accelerator(args: OptimizationArguments, arguments: Sequence[Any] = ()) -> Accelerator:

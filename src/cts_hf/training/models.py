@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from cts_hf.configuration_cts import CtsConfig, CtsPolicyConfig
-from cts_hf.conversion import load_policy_trunk, load_vit_weights
-from cts_hf.data import IGNORE_INDEX, SegmentationData
-from cts_hf.image_processing_cts import CtsImageProcessor
-from cts_hf.loading import load_config, load_processor, load_segmenter
-from cts_hf.modeling_cts import CtsForSemanticSegmentation
-from cts_hf.modeling_cts_policy import CtsPolicyModel
-from cts_hf.normalization import HALF, Normalization, check_normalization, weights_normalization
-from cts_hf.training.arguments import DataArguments, ModelArguments, PolicyArguments, PolicySourceArguments
+from ..conversion.converters import load_policy_trunk, load_vit_weights
+from ..data import IGNORE_INDEX, SegmentationData
+from ..hub.loading import load_config, load_processor, load_segmenter
+from ..hub.normalization import HALF, Normalization, check_normalization, weights_normalization
+from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
+from ..model.image_processing_cts import CtsImageProcessor
+from ..model.modeling_cts import CtsForSemanticSegmentation
+from ..model.modeling_cts_policy import CtsPolicyModel
+from .arguments import DataArguments, ModelArguments, PolicyArguments, PolicySourceArguments
 
 
 # Epsilon that TensorFlow's EfficientNet-Lite0 was trained with.

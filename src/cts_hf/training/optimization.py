@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from cts_hf.training.arguments import OptimizationArguments
+from .arguments import OptimizationArguments
 
 
 def build_optimizer(model: nn.Module, args: OptimizationArguments) -> torch.optim.Optimizer:

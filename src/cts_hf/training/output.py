@@ -19,11 +19,11 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from cts_hf.output_folder import UNFINISHED, OutputFolder
-from cts_hf.publishing import CODE_FILES, WEIGHT_FILES
-from cts_hf.training.arguments import OptimizationArguments
-from cts_hf.training.checkpoints import CHECKPOINT_FILES, CHECKPOINTS, CheckpointFolder
-from cts_hf.training.recipe import RECIPE_FILE
+from ..hub.output_folder import UNFINISHED, OutputFolder
+from ..hub.publishing import CODE_FILES, WEIGHT_FILES
+from .arguments import OptimizationArguments
+from .checkpoints import CHECKPOINT_FILES, CHECKPOINTS, CheckpointFolder
+from .recipe import RECIPE_FILE
 
 
 BEST = "best"

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import yaml
 from transformers import HfArgumentParser
 
-from cts_hf.training.arguments import COMMAND_LINE_ONLY, FREE_ON_RESUME
+from .arguments import COMMAND_LINE_ONLY, FREE_ON_RESUME
 
 
 RECIPE_FILE = "train.yaml"

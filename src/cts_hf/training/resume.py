@@ -23,13 +23,13 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 
-from cts_hf.data import StreamingSamples, TrainingSamples
-from cts_hf.training.arguments import FREE_ON_RESUME, OptimizationArguments
-from cts_hf.training.checkpoints import PROGRESS, CheckpointFolder
-from cts_hf.training.optimization import set_step
-from cts_hf.training.output import delete_earlier_run
-from cts_hf.training.recipe import effective_options, refuse_changed_options
-from cts_hf.training.tasks import Task
+from ..data import StreamingSamples, TrainingSamples
+from .arguments import FREE_ON_RESUME, OptimizationArguments
+from .checkpoints import PROGRESS, CheckpointFolder
+from .optimization import set_step
+from .output import delete_earlier_run
+from .recipe import effective_options, refuse_changed_options
+from .tasks import Task
 
 
 @dataclass

@@ -20,12 +20,12 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin
-from cts_hf.model_card import model_card
-from cts_hf.normalization import check_normalization
-from cts_hf.output_folder import OutputFolder
-from cts_hf.publishing import upload_folder
-from cts_hf.training.recipe import RECIPE_FILE, save_recipe
+from ..hub.model_card import model_card
+from ..hub.normalization import check_normalization
+from ..hub.output_folder import OutputFolder
+from ..hub.publishing import upload_folder
+from ..model.image_processing_pil_cts import CtsImageProcessingMixin
+from .recipe import RECIPE_FILE, save_recipe
 
 
 def save_model_folder(

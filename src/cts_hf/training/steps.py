@@ -19,8 +19,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from cts_hf.data import StreamingSamples, TrainingSamples, collate
-from cts_hf.training.arguments import OptimizationArguments
+from ..data import StreamingSamples, TrainingSamples, collate
+from .arguments import OptimizationArguments
 
 
 Batch = dict[str, torch.Tensor]

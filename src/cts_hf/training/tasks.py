@@ -24,16 +24,16 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers.utils import ModelOutput
 
-from cts_hf.data import IGNORE_INDEX
-from cts_hf.evaluation import Sharing, evaluate_segmentation, evaluate_sharings, prepared_batches, total_images
-from cts_hf.image_processing_pil_cts import CtsImageProcessingMixin, resize_labels
-from cts_hf.inference import InferenceOptions
-from cts_hf.metrics import PolicyMetrics, policy_scores
-from cts_hf.modeling_cts import CtsForSemanticSegmentation
-from cts_hf.modeling_cts_policy import CtsPolicyModel
-from cts_hf.token_sharing import build_layout, num_shared_superpatches, pad_labels, superpatch_targets
-from cts_hf.training.saving import save_model_folder
-from cts_hf.training.steps import Batch
+from ..data import IGNORE_INDEX
+from ..evaluation.evaluator import Sharing, evaluate_segmentation, evaluate_sharings, prepared_batches, total_images
+from ..evaluation.inference import InferenceOptions
+from ..evaluation.metrics import PolicyMetrics, policy_scores
+from ..model.image_processing_pil_cts import CtsImageProcessingMixin, resize_labels
+from ..model.modeling_cts import CtsForSemanticSegmentation
+from ..model.modeling_cts_policy import CtsPolicyModel
+from ..model.token_sharing import build_layout, num_shared_superpatches, pad_labels, superpatch_targets
+from .saving import save_model_folder
+from .steps import Batch
 
 
 class Task(Protocol):

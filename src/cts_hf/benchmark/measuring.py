@@ -1,0 +1,373 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+How much faster is token sharing, in fact? Measures a CTS model against itself with `token_reduction=0`, everything
+else being equal: weights, attention implementation, dtype, compilation and images. The runs of the two alternate in
+one process, so that a slow moment of the machine hits both, and the ratio is the median over these pairs.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from transformers import HfArgumentParser
+
+from ..evaluation.command_line import print_text
+from ..evaluation.sweep import multiply_adds
+from ..hub.loading import load_config, load_segmenter
+from ..model.configuration_cts import CtsConfig
+from ..model.image_processing_pil_cts import upsampled_argmax
+from ..model.modeling_cts import CtsForSemanticSegmentation
+from ..model.token_sharing import check_token_reduction
+from .report import format_report, plot_report
+from .timing import Stopwatch, marked_parts, peak_memory
+
+
+# The splits of the paper, as fractions of the tokens: 103 of 256 superpatches share at 512 pixels, 160 of 400 at 640,
+# 336 of 576 at 768.
+_REDUCTION_512, _REDUCTION_640, _REDUCTION_768 = 309 / 1024, 0.3, 0.4375
+_TINY = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+_SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
+_BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+_LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096, "num_hidden_layers": 24}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A Segmenter of the paper with patches of 16 pixels, 150 classes, random weights and a half-resolution policy."""
+
+    size: dict[str, int]
+    image_size: int
+    token_reduction: float
+    batch_size: int
+
+    def config(self) -> CtsConfig:
+        return CtsConfig(
+            image_size=self.image_size,
+            token_reduction=self.token_reduction,
+            num_labels=150,
+            policy_config={"output_stride": 16},
+            **self.size,
+        )
+
+
+PRESETS = {
+    "tiny-512": Preset(_TINY, 512, _REDUCTION_512, batch_size=4),
+    "small-512": Preset(_SMALL, 512, _REDUCTION_512, batch_size=4),
+    "small-768": Preset(_SMALL, 768, _REDUCTION_768, batch_size=2),
+    "base-512": Preset(_BASE, 512, _REDUCTION_512, batch_size=4),
+    "large-640": Preset(_LARGE, 640, _REDUCTION_640, batch_size=1),
+}
+
+
+@dataclass
+class BenchmarkArguments:
+    """What to measure. Several sizes, reductions or batch sizes are measured in every combination."""
+
+    preset: str | None = field(default=None, metadata={"help": f"One of {', '.join(PRESETS)}."})
+    model: str | None = field(
+        default=None, metadata={"help": "Instead of a preset: a checkpoint, or a folder with a config.json only."}
+    )
+    token_reduction: list[float] = field(
+        default_factory=list, metadata={"help": "Fractions of the tokens to remove, instead of the model's own."}
+    )
+    image_size: list[int] = field(
+        default_factory=list, metadata={"help": "Sides of square images in pixels, instead of the model's own."}
+    )
+    batch_size: list[int] = field(
+        default_factory=list, metadata={"help": "Images per forward, instead of the preset's (a model's is 1)."}
+    )
+    device: str = field(default="cpu", metadata={"help": "cpu, cuda or cuda:1."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the model."})
+    compile: bool = field(default=False, metadata={"help": "Compile the model, plain and sharing, as a whole."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "Any that transformers has."})
+    rounds: int | None = field(
+        default=None, metadata={"help": "Pairs of runs; by default what fits in half a minute, 3 to 20."}
+    )
+    json: str | None = field(default=None, metadata={"help": "File for the results."})
+    plot: str | None = field(default=None, metadata={"help": "Picture of the results, .png or .svg."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace these two files if they exist."})
+
+    def __post_init__(self):
+        if (self.preset is None) == (self.model is None):
+            raise ValueError(f"Give either `preset`, one of {', '.join(PRESETS)}, or `model`.")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}.")
+        if self.rounds is not None and self.rounds < 1:
+            raise ValueError(f"`rounds` must be at least 1, got {self.rounds}.")
+        for name in ("image_size", "batch_size"):
+            if any(value < 1 for value in getattr(self, name)):
+                raise ValueError(f"`{name}` must be whole numbers of 1 or more, got {getattr(self, name)}.")
+        for token_reduction in self.token_reduction:
+            check_token_reduction(token_reduction)
+        if self.plot is not None and Path(self.plot).suffix.lower() not in (".png", ".svg"):
+            raise ValueError(f"`plot` must be the path of a .png or .svg file, got {self.plot}.")
+        if self.plot is not None and self.json is not None and _same_file(self.plot, self.json):
+            raise ValueError(f"`plot` must be another file than `json`, got {self.plot} for both: rename one.")
+
+
+@torch.inference_mode()
+def measure(
+    model: CtsForSemanticSegmentation,
+    token_reduction: float,
+    image_size: tuple[int, int],
+    batch_size: int,
+    rounds: int | None = None,
+    compile: bool = False,
+) -> dict[str, Any]:
+    """
+    Measures a model against itself with `token_reduction=0`.
+
+    Args:
+        model ([`CtsForSemanticSegmentation`]): In evaluation mode, on the device and in the dtype to measure. One
+            without policy gets random scores.
+        token_reduction (`float`): Fraction of the tokens to remove.
+        image_size (pair of `int`): Height and width in pixels.
+        batch_size (`int`): Images per forward.
+        rounds (`int`, *optional*): Pairs of runs; by default as many as fit in half a minute, from 3 to 20.
+        compile (`bool`): Whether to compile the model. The times of the parts are those of the uncompiled one.
+
+    Returns:
+        `dict`: `ratio` of the times of the forward, plain / sharing: the median over the rounds, with
+        `ratio_quartiles`; `bound`, the ratio of the multiply-adds, and `reached`, the share of it that `ratio` is;
+        `parts` and `plain_parts`, median milliseconds by part, where `upsampling` to the size of the image, the same
+        for both, follows the forward; `ratio_with_upsampling`; and for `plain` and `cts` latency (milliseconds per
+        batch), images per second, peak memory (MiB) beyond the weights and multiply-adds per batch.
+    """
+    shape = (batch_size, model.config.num_channels, *image_size)
+    reductions = {"plain": 0.0, "cts": token_reduction}
+    generator = torch.Generator(model.device).manual_seed(0)
+    stopwatch = Stopwatch(model.device)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=False) if compile else model
+
+    def run(forward: Callable, kind: str, inputs: dict[str, torch.Tensor]) -> dict[str, float]:
+        stopwatch.start()
+        forward(**inputs, token_reduction=reductions[kind])
+        stopwatch.mark("unsharing")
+        return stopwatch.parts()
+
+    def run_pairs(forward: Callable, rounds: int) -> dict[str, list[dict[str, float]]]:
+        runs: dict[str, list[dict[str, float]]] = {"plain": [], "cts": []}
+        for index in range(rounds):
+            inputs = _inputs(model, shape, generator)
+            for kind in ("plain", "cts") if index % 2 == 0 else ("cts", "plain"):
+                runs[kind].append(run(forward, kind, inputs))
+        return runs
+
+    with nullcontext() if compile else marked_parts(model, stopwatch):
+        memory, seconds = {}, 0.0
+        for kind in reductions:
+            inputs = _inputs(model, shape, generator)
+            if compile:
+                run(compiled, kind, inputs)
+            started = time.perf_counter()
+            memory[kind] = peak_memory(partial(compiled, **inputs, token_reduction=reductions[kind]), model.device)
+            seconds += time.perf_counter() - started
+        if rounds is None:
+            rounds = int(np.clip(30 / seconds, 3, 20))
+        runs = run_pairs(compiled, rounds)
+    part_runs = runs
+    if compile:
+        with marked_parts(model, stopwatch):
+            part_runs = run_pairs(model, 3)
+
+    runs_policy = model.cts.policy is not None
+    costs = {
+        kind: batch_size * multiply_adds(model, image_size, value, runs_policy) for kind, value in reductions.items()
+    }
+    logits = model(**_inputs(model, shape, generator), token_reduction=token_reduction).logits
+    upsampling = float(np.median([_upsampling_time(logits, image_size, stopwatch) for _ in range(3)]))
+    result = _summary(runs, part_runs, upsampling, costs["plain"] / costs["cts"])
+    for kind in reductions:
+        result[kind] |= {
+            "images_per_second": 1000 * batch_size / result[kind]["latency_ms_p50"],
+            "peak_memory_mib": memory[kind],
+            "multiply_adds": costs[kind],
+        }
+    case = {"image_size": list(image_size), "batch_size": batch_size, "token_reduction": token_reduction}
+    return {**case, "rounds": rounds, **result}
+
+
+def _upsampling_time(logits: torch.Tensor, image_size: tuple[int, int], stopwatch: Stopwatch) -> float:
+    stopwatch.start()
+    for image_logits in logits:
+        upsampled_argmax(image_logits, image_size)
+    stopwatch.mark("upsampling")
+    return stopwatch.parts()["upsampling"]
+
+
+def _summary(
+    runs: dict[str, list[dict[str, float]]],
+    part_runs: dict[str, list[dict[str, float]]],
+    upsampling: float,
+    bound: float,
+) -> dict[str, Any]:
+    forwards = {kind: np.array([sum(parts.values()) for parts in runs[kind]]) for kind in runs}
+    ratios = forwards["plain"] / forwards["cts"]
+    ratio = float(np.median(ratios))
+    medians = {
+        kind: {part: float(np.median([parts[part] for parts in part_runs[kind]])) for part in part_runs[kind][0]}
+        for kind in part_runs
+    }
+    latencies = {
+        kind: {f"latency_ms_p{level}": float(np.percentile(forwards[kind], level)) for level in (50, 95)}
+        for kind in runs
+    }
+    return {
+        "ratio": ratio,
+        "ratio_quartiles": [float(np.percentile(ratios, level)) for level in (25, 75)],
+        "ratio_with_upsampling": float(np.median((forwards["plain"] + upsampling) / (forwards["cts"] + upsampling))),
+        "bound": bound,
+        "reached": ratio / bound,
+        "parts": {**medians["cts"], "upsampling": upsampling},
+        "plain_parts": {**medians["plain"], "upsampling": upsampling},
+        **latencies,
+    }
+
+
+def _inputs(
+    model: CtsForSemanticSegmentation, shape: tuple[int, ...], generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    options = {"device": model.device, "generator": generator}
+    inputs = {"pixel_values": torch.randn(shape, dtype=model.dtype, **options)}
+    if model.cts.policy is None:
+        superpatch_size = 2 * model.config.patch_size
+        rows, columns = (-(-side // superpatch_size) for side in shape[2:])
+        inputs["superpatch_scores"] = torch.rand(shape[0], rows, columns, **options)
+    return inputs
+
+
+def build_model(arguments: BenchmarkArguments) -> CtsForSemanticSegmentation:
+    """The model to measure: a checkpoint, or random weights; ready for inference, batch normalizations folded."""
+    torch.manual_seed(0)
+    if arguments.preset is not None:
+        model = CtsForSemanticSegmentation(PRESETS[arguments.preset].config())
+    elif Path(arguments.model).is_dir() and not _has_weights(Path(arguments.model)):
+        model = CtsForSemanticSegmentation(load_config(arguments.model))
+    else:
+        model = load_segmenter(arguments.model)
+    model.set_attn_implementation(arguments.attn_implementation)
+    model = model.to(arguments.device, getattr(torch, arguments.dtype)).eval()
+    if model.cts.policy is not None:
+        model.cts.policy.fuse_batch_norm()
+    return model
+
+
+def _has_weights(folder: Path) -> bool:
+    # Of whatever kind: unreadable ones are refused, not replaced by random ones.
+    return any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir())
+
+
+def describe_setup(arguments: BenchmarkArguments) -> dict[str, Any]:
+    """What it ran on and with."""
+    if torch.device(arguments.device).type == "cuda":
+        device = torch.cuda.get_device_name(arguments.device)
+    else:
+        device = _processor_name()
+    return {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "dtype": arguments.dtype,
+        "attention": arguments.attn_implementation,
+        "compiled": arguments.compile,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor_name() -> str:
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.exists():
+        for line in cpu_info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
+    """
+    Measures every combination of sizes, reductions and batch sizes.
+
+    Returns:
+        `dict`: The `setup`, all `rows` as [`measure`] gives them, and the first row's results once more.
+    """
+    model = build_model(arguments)
+    own_batch_size = PRESETS[arguments.preset].batch_size if arguments.preset is not None else 1
+    rows = [
+        measure(model, token_reduction, size, batch_size, arguments.rounds, arguments.compile)
+        for size in [(side, side) for side in arguments.image_size] or [model.config.image_height_and_width]
+        for token_reduction in arguments.token_reduction or [model.config.token_reduction]
+        for batch_size in arguments.batch_size or [own_batch_size]
+    ]
+    name = arguments.preset or arguments.model
+    return {"name": name, "arguments": asdict(arguments), "setup": describe_setup(arguments), **rows[0], "rows": rows}
+
+
+def main(command_line: list[str] | None = None) -> None:
+    """The command: measures, prints the tables, and writes the files that were asked for."""
+    (arguments,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(command_line)
+    for name in ("json", "plot"):
+        if getattr(arguments, name) is not None:
+            _prepare_file(name, Path(getattr(arguments, name)), arguments.overwrite)
+    report = run_benchmark(arguments)
+    # Neither a full disk nor a reader of the output that has gone costs what the other one can still keep.
+    try:
+        if arguments.json is not None:
+            Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if arguments.plot is not None:
+            plot_report(report, arguments.plot)
+    finally:
+        print_text(format_report(report))
+
+
+def _same_file(first: str, second: str) -> bool:
+    return os.path.realpath(first) == os.path.realpath(second)
+
+
+def _prepare_file(name: str, path: Path, overwrite: bool) -> None:
+    """
+    Makes the folder of a file that will be written, and refuses one that cannot be written or would be replaced
+    unasked, before all that takes time. Pipes and devices replace nothing.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        if path.is_file() and not overwrite:
+            raise ValueError(
+                f"`{name}` must be the path of a new file, got {path}, which exists: choose another, or replace it "
+                "with --overwrite."
+            )
+        if not path.is_fifo():  # whose reader would take this for the end
+            path.open("ab").close()
+        if is_new:
+            Path(os.path.realpath(path)).unlink()  # what a link leads to, not the link
+    except OSError as error:
+        raise ValueError(
+            f"`{name}` must be the path of a file that can be written, got {path} ({error.strerror}): choose another."
+        ) from error
+
+
+__all__ = ["PRESETS", "BenchmarkArguments", "build_model", "main", "measure", "run_benchmark"]

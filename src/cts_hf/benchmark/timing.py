@@ -1,0 +1,135 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Clocks and meters of the benchmarks."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from ..model.modeling_cts import CtsForSemanticSegmentation
+
+
+class Stopwatch:
+    """Adds up the time between marks, in milliseconds: CUDA events on a GPU, the clock of the host elsewhere."""
+
+    def __init__(self, device: torch.device):
+        self._is_cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = []
+
+    def start(self) -> None:
+        if self._is_cuda:
+            torch.cuda.synchronize()
+        self._marks.clear()
+        self.mark("start")
+
+    def mark(self, part: str) -> None:
+        """The time since the last mark was spent on `part`."""
+        if self._is_cuda:
+            moment = torch.cuda.Event(enable_timing=True)
+            moment.record()
+        else:
+            moment = time.perf_counter()
+        self._marks.append((part, moment))
+
+    def parts(self) -> dict[str, float]:
+        if self._is_cuda:
+            torch.cuda.synchronize()
+        parts: dict[str, float] = {}
+        for (_, before), (part, after) in zip(self._marks, self._marks[1:], strict=False):
+            spent = before.elapsed_time(after) if self._is_cuda else 1000 * (after - before)
+            parts[part] = parts.get(part, 0.0) + spent
+        return parts
+
+
+@contextmanager
+def marked_parts(model: CtsForSemanticSegmentation, stopwatch: Stopwatch) -> Iterator[None]:
+    """Has the modules of the model mark their parts of the forward."""
+
+    def marks(part: str) -> Callable[..., None]:
+        return lambda *_: stopwatch.mark(part)
+
+    base = model.cts
+    handles = [
+        base.layers[0].register_forward_pre_hook(marks("embedding_and_sharing")),
+        base.layernorm.register_forward_hook(marks("encoder")),
+        model.decode_head.register_forward_hook(marks("decoder")),
+    ]
+    if base.policy is not None:
+        handles.append(base.policy.register_forward_pre_hook(marks("embedding_and_sharing")))
+        handles.append(base.policy.register_forward_hook(marks("policy")))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
+    """Most memory that tensors took during the run beyond what there was before, in MiB."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    return max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]") / 2**20
+
+
+@torch.inference_mode()
+def median_times(
+    runtimes: dict[str, Callable[[torch.Tensor], Any]], shape: tuple[int, ...], rounds: int
+) -> dict[str, float]:
+    """
+    Median milliseconds of each of several ways to run a model on a CPU, which take turns on the same random images.
+
+    Args:
+        runtimes (`dict`): By name, what takes `pixel_values`.
+        shape (`tuple[int, ...]`): Shape of `pixel_values`.
+        rounds (`int`): Turns of each, another one first every time; one more comes before, untimed.
+
+    Raises:
+        ValueError: If there are no rounds.
+    """
+    if rounds < 1:
+        raise ValueError(f"`rounds` must be at least 1, got {rounds}.")
+    generator = torch.Generator().manual_seed(0)
+    times: dict[str, list[float]] = {name: [] for name in runtimes}
+    names = list(runtimes)
+    for index in range(rounds + 1):
+        pixel_values = torch.randn(shape, generator=generator)
+        first = index % len(names)
+        for name in names[first:] + names[:first]:
+            started = time.perf_counter()
+            runtimes[name](pixel_values)
+            if index > 0:
+                times[name].append(1000 * (time.perf_counter() - started))
+    return {name: float(np.median(each)) for name, each in times.items()}
+
+
+__all__ = ["Stopwatch", "marked_parts", "median_times", "peak_memory"]

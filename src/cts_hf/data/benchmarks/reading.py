@@ -1,0 +1,61 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the readers of the official benchmark layouts have in common."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from datasets import DatasetDict
+
+from ..base import DataError, dataset_of_pairs
+from ..checks import check_headers, match_files, raise_problems
+from ..pictures import is_hidden
+
+
+class Source(NamedTuple):
+    """The files of one split by the name that an image and its label share."""
+
+    images: dict[str, Path]
+    labels: dict[str, Path]
+
+
+def files_by_name(folder: Path, pattern: str, ending: str) -> dict[str, Path]:
+    """The files that `pattern` and `ending` match below `folder`, hidden ones left out, by name without `ending`."""
+    return {
+        path.name.removesuffix(ending): path
+        for path in folder.glob(pattern + ending)
+        if not any(map(is_hidden, path.relative_to(folder).parts))
+    }
+
+
+def read_benchmark(root: Path, sources: dict[str, Source], lookup: np.ndarray, layout: str) -> DatasetDict:
+    """
+    Pairs and checks the files of a benchmark; splits without any file are left out.
+
+    Only headers are read, tens of thousands of files take seconds; label ids are checked as rows are decoded.
+
+    Raises:
+        DataError: no files at all (the message shows `layout`), or a list of all that is wrong with them.
+    """
+    splits, problems = {}, []
+    for split, source in sources.items():
+        pairs, lonely = match_files(source.images, source.labels)
+        problems += lonely + check_headers(pairs)
+        if pairs:
+            splits[split] = dataset_of_pairs(pairs, lookup)
+    raise_problems(root, problems, "Correct or remove these files. " + layout)
+    if not splits:
+        raise DataError(f"No images and labels were found in {root}. {layout}")
+    return DatasetDict(splits)

@@ -1,0 +1,333 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Mean IoU of a model on a data set, under any policy and budget, on one process or many."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..data import IGNORE_INDEX
+from ..model.image_processing_pil_cts import CtsImageProcessingMixin, resize_labels
+from ..model.modeling_cts import CtsForSemanticSegmentation
+from ..model.token_sharing import IGNORED_TARGET, check_token_reduction, pad_labels, superpatch_targets
+from .inference import InferenceOptions, check_input_sizes, resized_images
+from .mean_iou import MeanIoU
+from .metrics import PolicyMetrics
+from .segmentation import PreparedImage, Segmentation, Windows, of_process, segment_batches
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+POLICIES = ("learned", "random", "oracle")
+
+
+class Sharing(NamedTuple):
+    """
+    Which superpatches share a token.
+
+    Attributes:
+        policy: "learned" (the model's own), "random" or "oracle" (ground truth: those of one class first).
+        token_reduction: fraction of the tokens that is removed, 0 (no sharing, whatever the policy) to 0.75.
+    """
+
+    policy: str
+    token_reduction: float
+
+
+class Row(NamedTuple):
+    """
+    What the segmentation of a row of the data set is compared with.
+
+    Attributes:
+        index: of the row.
+        label: (H, W) uint8 class ids at the size of the original image.
+    """
+
+    index: int
+    label: Tensor
+
+
+def evaluate_segmentation(
+    model: CtsForSemanticSegmentation,
+    dataset: Dataset | IterableDataset,
+    processor: CtsImageProcessingMixin,
+    *,
+    policy: str = "learned",
+    token_reduction: float | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """
+    Evaluates one policy at one budget.
+
+    Args:
+        model: on the device to use; its training mode is restored afterwards.
+        dataset: rows with `image` and `label` (class ids in [0, num_labels) or 255) as PIL images, as the readers of
+            `cts_hf.data` give them.
+        processor: prepares the images.
+        policy: "learned", "random" or "oracle".
+        token_reduction: 0 to 0.75; None is `model.config.token_reduction`.
+        settings: of `evaluate_sharings`.
+
+    Returns:
+        what `evaluate_sharings` gives for it.
+
+    Example:
+
+    ```python
+    >>> data = load_segmentation_data("scenes")
+    >>> evaluate_segmentation(model, data.validation, processor, token_reduction=0.3)["mean_iou"]
+    ```
+    """
+    if token_reduction is None:
+        token_reduction = _unwrapped(model, settings.get("accelerator")).config.token_reduction
+    return evaluate_sharings(model, dataset, processor, [Sharing(policy, token_reduction)], **settings)[0]
+
+
+@torch.no_grad()
+def evaluate_sharings(
+    model: CtsForSemanticSegmentation,
+    dataset: Dataset | IterableDataset,
+    processor: CtsImageProcessingMixin,
+    sharings: Sequence[Sharing],
+    *,
+    options: InferenceOptions | None = None,
+    num_workers: int = 0,
+    seed: int = 0,
+    accelerator: "Accelerator | None" = None,
+    show_progress: bool = False,
+) -> list[dict[str, Any]]:
+    """
+    Evaluates several policies and budgets, reading the data set once.
+
+    Rows are counted exactly once whatever the number of processes, in batches that do not depend on it: the counts,
+    and so the results, are those of a single process.
+
+    Args:
+        model: on the device to use; its training mode is restored afterwards.
+        dataset: rows with `image` and `label` (class ids in [0, num_labels) or 255) as PIL images, as the readers of
+            `cts_hf.data` give them.
+        processor: prepares the images; predictions are compared at the size of the labels.
+        sharings: policies and budgets.
+        options: how images are segmented; None is each one as a whole, at the processor's size.
+        num_workers: processes that read ahead; a streamed data set is read by the main one.
+        seed: of the random policy, and of the order of equally good superpatches under the oracle. Each row has a
+            generator of its own.
+        accelerator: of all the processes that take part, every one of which has to call this; each gets the results.
+        show_progress: whether the main process shows a progress bar.
+
+    Returns:
+        for every sharing, in their order: `policy`, `token_reduction`, `num_images`, all of `MeanIoU.compute`, and
+        where anything is shared all of `PolicyMetrics.compute` under `policy_...`: of the windows that the model saw,
+        by the scores and the choice in its own outputs.
+
+    Raises:
+        ValueError: a policy that there is not or that the model has not, a budget out of range, inputs smaller than a
+            superpatch, labels that are no class of the model, or an empty data set.
+    """
+    model = _unwrapped(model, accelerator)
+    if isinstance(sharings, Sharing):
+        raise ValueError(f"`sharings` must be a list of `Sharing`, got a single one: pass [{sharings!r}].")
+    options = options or InferenceOptions()
+    check_input_sizes(options, processor, 2 * model.config.patch_size)
+    evaluations = [_Evaluation(model, sharing, options, seed) for sharing in sharings]
+    # A window's batch never reaches into the next image, so that images can be dealt out one by one.
+    batch_size = options.batch_size if options.is_single_pass else 1
+    batches = prepared_batches(dataset, processor, options, batch_size, accelerator, num_workers, show_progress)
+    was_training = model.training
+    model.eval()
+    try:
+        with accelerator.autocast() if accelerator else nullcontext():
+            for images in batches:
+                for evaluation in evaluations:
+                    evaluation.update(images)
+    finally:
+        model.train(was_training)
+    return [evaluation.compute(accelerator) for evaluation in evaluations]
+
+
+def prepared_batches(
+    dataset: Dataset | IterableDataset,
+    processor: CtsImageProcessingMixin,
+    options: InferenceOptions,
+    batch_size: int = 1,
+    accelerator: "Accelerator | None" = None,
+    num_workers: int = 0,
+    show_progress: bool = False,
+) -> Iterable[list[PreparedImage]]:
+    """
+    The rows of a data set in batches of consecutive ones, those of this process: every row is dealt out once, in
+    batches that do not depend on the number of processes.
+
+    Args:
+        dataset, processor, options, accelerator, num_workers, show_progress: as for `evaluate_sharings`.
+        batch_size: rows in a batch.
+
+    Returns:
+        an iterable; the source of each image is its `Row`.
+    """
+    rows = _Rows(dataset, processor, options)
+    if hasattr(dataset, "__len__"):
+        indices = range(len(dataset))
+        parts = of_process([indices[start : start + batch_size] for start in indices[::batch_size]], accelerator)
+        # A generator of its own: else an evaluation in training would change the random numbers of what follows.
+        batches = DataLoader(
+            rows, batch_sampler=parts, collate_fn=list, num_workers=num_workers, generator=torch.Generator()
+        )
+    else:
+        batches = (
+            [rows.prepare(*row) for row in batch] for batch in of_process(rows.streamed(batch_size), accelerator)
+        )
+    is_main_process = accelerator is None or accelerator.is_main_process
+    return tqdm(batches, "evaluating", disable=not (show_progress and is_main_process))
+
+
+def total_images(num_images: int, device: torch.device, accelerator: "Accelerator | None" = None) -> int:
+    """
+    How many images all processes have evaluated, every one of which has to call this.
+
+    Raises:
+        ValueError: none at all.
+    """
+    total = torch.tensor(num_images, device=device)
+    if accelerator is not None:
+        total = accelerator.reduce(total, reduction="sum")
+    if not total:
+        raise ValueError("The data set is empty: there is nothing to evaluate.")
+    return int(total)
+
+
+class _Evaluation:
+    """The metrics of one policy at one budget."""
+
+    def __init__(self, model: CtsForSemanticSegmentation, sharing: Sharing, options: InferenceOptions, seed: int):
+        if sharing.policy not in POLICIES:
+            raise ValueError(f"`policy` must be one of {', '.join(POLICIES)}, got {sharing.policy!r}: choose one.")
+        check_token_reduction(sharing.token_reduction)
+        if sharing.policy == "learned" and sharing.token_reduction > 0 and model.cts.policy is None:
+            raise ValueError(
+                "policy is 'learned', but the model has none (use_policy=False): evaluate it with 'random' or "
+                "'oracle', or with token_reduction 0."
+            )
+        self.model, self.sharing, self.options, self.seed = model, sharing, options, seed
+        self.superpatch_size = 2 * model.config.patch_size
+        self.mean_iou = MeanIoU(model.config.num_labels, IGNORE_INDEX, model.device)
+        self.policy_metrics = PolicyMetrics(model.device)
+        self.num_images = 0
+
+    def update(self, images: list[PreparedImage]) -> None:
+        """Counts one batch."""
+        scores = None
+        if self.sharing.token_reduction > 0 and self.sharing.policy != "learned":
+            # Of the row alone: neither the batch nor the process it is in changes its numbers.
+            generators = {image.source.index: self._generator(image.source) for image in images}
+            scores = partial(self._scores, generators)
+        for segmentation in segment_batches(
+            self.model,
+            [images],
+            self.options,
+            token_reduction=self.sharing.token_reduction,
+            superpatch_scores=scores,
+        ):
+            self._count(segmentation)
+
+    def compute(self, accelerator: "Accelerator | None") -> dict[str, Any]:
+        num_images = total_images(self.num_images, self.model.device, accelerator)
+        result = {**self.sharing._asdict(), "num_images": num_images, **self.mean_iou.compute(accelerator=accelerator)}
+        if self.sharing.token_reduction > 0:
+            policy_metrics = self.policy_metrics.compute(accelerator)
+            result.update({f"policy_{name}": value for name, value in policy_metrics.items()})
+        return result
+
+    def _count(self, segmentation: Segmentation) -> None:
+        self.num_images += 1
+        row = segmentation.source
+        self.mean_iou.add(prediction=segmentation.class_ids, reference=row.label)
+        if self.sharing.token_reduction > 0:
+            for done in segmentation.passes:
+                # Where the budget of a small image rounds to nothing, the policy does not run.
+                if done.scores is not None:
+                    targets = self._targets(row, done.windows)
+                    self.policy_metrics.update(done.scores, targets, done.shared_superpatches)
+
+    def _scores(self, generators: dict[int, np.random.Generator], row: Row, windows: Windows) -> Tensor:
+        """Scores (B, Hs, Ws) of the random policy or of the ground truth."""
+        targets = self._targets(row, windows)
+        # Uniform in [-0.5, 0.5).
+        noise = generators[row.index].random(targets.shape, dtype=np.float32) - 0.5
+        scores = torch.from_numpy(noise).to(targets.device)
+        if self.sharing.policy == "oracle":
+            # One class first, several last, ignored ones between. Equals come in random order: the order of the grid
+            # would favour the top of the image.
+            scores = scores + torch.where(targets == IGNORED_TARGET, 0, 2 * targets - 1)
+        return scores
+
+    def _targets(self, row: Row, windows: Windows) -> Tensor:
+        """Superpatch targets (B, Hs, Ws) of windows."""
+        labels = resize_labels(row.label.to(self.model.device), windows.size)
+        if windows.flipped:
+            labels = labels.flip(-1)
+        parts = torch.stack([labels[box.top : box.bottom, box.left : box.right] for box in windows.boxes])
+        parts = pad_labels(parts, self.superpatch_size, IGNORE_INDEX)
+        return superpatch_targets(parts, self.superpatch_size, IGNORE_INDEX)
+
+    def _generator(self, row: Row) -> np.random.Generator:
+        return np.random.default_rng([self.seed, row.index])
+
+
+class _Rows:
+    """The prepared rows of a data set."""
+
+    def __init__(
+        self, dataset: Dataset | IterableDataset, processor: CtsImageProcessingMixin, options: InferenceOptions
+    ):
+        self.dataset, self.processor, self.options = dataset, processor, options
+
+    def __getitem__(self, index: int) -> PreparedImage:
+        return self.prepare(index, self.dataset[index])
+
+    def prepare(self, index: int, row: dict[str, Image.Image]) -> PreparedImage:
+        label = torch.from_numpy(np.array(row["label"]))
+        inputs = resized_images(row["image"], self.processor, self.options)
+        return PreparedImage(Row(index, label), inputs, tuple(label.shape))
+
+    def streamed(self, batch_size: int) -> Iterator[list[tuple[int, dict[str, Image.Image]]]]:
+        rows = enumerate(self.dataset)
+        while batch := list(islice(rows, batch_size)):
+            yield batch
+
+
+def _unwrapped(model: CtsForSemanticSegmentation, accelerator: "Accelerator | None") -> CtsForSemanticSegmentation:
+    return model if accelerator is None else accelerator.unwrap_model(model)
+
+
+__all__ = [
+    "POLICIES",
+    "Row",
+    "Sharing",
+    "evaluate_segmentation",
+    "evaluate_sharings",
+    "prepared_batches",
+    "total_images",
+]

@@ -1,0 +1,181 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+A segmentation model as an ONNX file, for ONNX Runtime and whatever else reads ONNX. The whole of it is exported,
+policy and sharing included; image size and budget are fixed, as the number of tokens follows from them.
+
+Needs `pip install onnx onnxscript onnxruntime`, which the extra `onnx` of this package stands for.
+"""
+
+import importlib
+import os
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from ..hub.output_folder import UNFINISHED
+from ..model.modeling_cts import CtsForSemanticSegmentation, CtsSemanticSegmenterOutput
+
+
+OPSET_VERSION = 18
+
+
+class _Exported(nn.Module):
+    """The model with what an ONNX file can have: tensors in, a tuple of tensors out."""
+
+    def __init__(self, model: CtsForSemanticSegmentation, token_reduction: float | None):
+        super().__init__()
+        self.model = model
+        self.token_reduction = token_reduction
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = self.model(pixel_values, token_reduction=self.token_reduction, return_dict=True)
+        return outputs.logits, outputs.shared_superpatches
+
+
+@torch.no_grad()
+def export_onnx(
+    model: CtsForSemanticSegmentation,
+    file: str | Path,
+    image_size: int | tuple[int, int] | None = None,
+    batch_size: int | None = 1,
+    token_reduction: float | None = None,
+) -> None:
+    """
+    Writes a model as an ONNX file of opset 18, weights included.
+
+    The file has the input `pixel_values`, float32 `(batch_size, num_channels, height, width)`, and the outputs
+    `logits`, float32 `(batch_size, num_labels, ceil(height / patch_size), ceil(width / patch_size))`, and
+    `shared_superpatches`, bool `(batch_size, superpatch_rows, superpatch_columns)`.
+
+    Args:
+        model ([`CtsForSemanticSegmentation`]): In float32. It is exported in evaluation mode and left as it was.
+        file (`str` or `Path`): The file to write, or to replace once the new one is whole; its folder is made. Of
+            large models the weights are in a second file beside it, with `.data` after its name.
+        image_size (`int` or pair of `int`, *optional*): Height and width in pixels; `config.image_size` by default.
+        batch_size (`int`, *optional*, defaults to 1): Images per call; `None` lets every call have its own number.
+        token_reduction (`float`, *optional*): Fraction of the patch tokens to remove; `config.token_reduction` by
+            default.
+
+    Raises:
+        ImportError: If onnx or onnxscript is missing.
+        ValueError: If the model is not in float32, a size is no positive whole number, or the model cannot run with
+            these options.
+    """
+    if model.dtype != torch.float32:
+        raise ValueError(f"The model is in {model.dtype}, ONNX export needs torch.float32: call `model.float()`.")
+    image_size = model.config.image_height_and_width if image_size is None else image_size
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+        raise ValueError(f"`image_size` must be one or two (height, width) positive whole numbers, got {image_size}.")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"`batch_size` must be at least 1, or None for any number of images, got {batch_size}.")
+    _require("onnx")
+    opset = getattr(_require("onnxscript"), f"opset{OPSET_VERSION}")
+
+    def stable_sort(self, *, stable=None, dim=-1, descending=False):
+        # PyTorch's exporter has no stable sort. TopK is one: of equal values it takes the one with the lower index.
+        dim = dim % len(self.shape)
+        length = opset.Shape(self, start=dim, end=dim + 1)
+        return opset.TopK(self, length, axis=dim, largest=int(descending), sorted=1)
+
+    # An example batch of one image would make the number of images a constant.
+    pixel_values = torch.zeros(batch_size or 2, model.config.num_channels, height, width, device=model.device)
+    was_training = model.training
+    try:
+        exported = _Exported(model, token_reduction).eval()
+        exported(pixel_values)  # bad options fail here, with the model's own message
+        program = torch.onnx.export(
+            exported,
+            (pixel_values,),
+            input_names=["pixel_values"],
+            output_names=["logits", "shared_superpatches"],
+            dynamic_shapes=None if batch_size else {"pixel_values": {0: torch.export.Dim("batch_size")}},
+            opset_version=OPSET_VERSION,
+            custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
+            dynamo=True,
+            verbose=False,
+        )
+    finally:
+        model.train(was_training)
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent) as folder:
+        # Under its own name, which a file of weights beside it has too.
+        program.save(str(Path(folder) / file.name))
+        for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == file.name):
+            os.replace(path, file.with_name(path.name))  # the file that refers to the others last
+
+
+class OnnxSegmenter:
+    """
+    An exported model in ONNX Runtime. It takes `pixel_values` and gives the model's output class.
+
+    Args:
+        file (`str` or `Path`): What [`export_onnx`] wrote.
+        num_threads (`int`, *optional*): Threads of one operation; as PyTorch has by default.
+        providers (`tuple[str, ...]`): Execution providers of ONNX Runtime.
+
+    Raises:
+        ImportError: If onnxruntime is missing.
+    """
+
+    def __init__(
+        self, file: str | Path, num_threads: int | None = None, providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    ):
+        onnxruntime = _require("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads or torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
+
+    def __call__(self, pixel_values: torch.Tensor) -> CtsSemanticSegmenterOutput:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalized images of the size that was exported, of any floating-point type and on any device.
+
+        Returns:
+            [`CtsSemanticSegmenterOutput`]: `logits` and `shared_superpatches`, as the image processor's
+            post-processing takes them.
+
+        Raises:
+            ValueError: If the images have another shape than was exported.
+        """
+        expected = self.session.get_inputs()[0].shape  # a name stands for any number
+        fits = [
+            isinstance(side, str) or side == given for side, given in zip(expected, pixel_values.shape, strict=False)
+        ]
+        if len(expected) != pixel_values.ndim or not all(fits):
+            raise ValueError(
+                f"`pixel_values` must have the shape {tuple(expected)} that was exported, got "
+                f"{tuple(pixel_values.shape)}. Use the image processor saved beside the file, or export this size."
+            )
+        images = pixel_values.detach().to("cpu", torch.float32).numpy()
+        logits, shared = self.session.run(["logits", "shared_superpatches"], {"pixel_values": images})
+        return CtsSemanticSegmenterOutput(
+            logits=torch.from_numpy(logits), shared_superpatches=torch.from_numpy(shared)
+        )
+
+
+def _require(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f"{package} is missing: `pip install onnx onnxscript onnxruntime`.") from error
+
+
+__all__ = ["OnnxSegmenter", "export_onnx"]

@@ -1,0 +1,299 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The policy network of CTS: which superpatches show one class? An EfficientNet-Lite0 trunk with a 1 x 1 convolution on
+top (paper, section 3.2).
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_cts import CtsConfig, CtsPolicyConfig, channel_values
+from .modeling_cts_checks import check_images, check_labels, has_values, refuse_unless
+from .modeling_cts_policy_backbone import CtsPolicyBackbone, CtsPolicyConv2d, blank_padding
+from .token_sharing import check_superpatch_mask, padding_sizes
+
+
+@dataclass
+class CtsPolicyOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
+            Cross-entropy of the superpatches that are not ignored.
+        logits (`torch.FloatTensor` of shape `(batch_size, 2, superpatch_rows, superpatch_columns)`):
+            Logits of "several classes" (0) and "one class" (1) for each superpatch.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+
+
+class CtsPolicyModel(PreTrainedModel):
+    """
+    Predicts for each superpatch of an image whether it shows one class.
+
+    Args:
+        config ([`CtsPolicyConfig`]): The configuration. Weights are random until they are loaded, from a checkpoint
+            with `from_pretrained` or from others' weights with `cts_hf.conversion`.
+    """
+
+    config: CtsPolicyConfig
+    base_model_prefix = "policy"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    accepts_loss_kwargs = False
+    _no_split_modules = ["CtsPolicyDepthwiseSeparable", "CtsPolicyInvertedResidual"]  # noqa: RUF012
+    _can_compile_fullgraph = True
+    # There is no attention here: whatever the segmentation model around it uses is fine.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: CtsPolicyConfig):
+        super().__init__(config)
+        config.check_options()
+        self.backbone = CtsPolicyBackbone(config)
+        self.head = nn.Conv2d(self.backbone.num_features, 2, kernel_size=1)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, CtsPolicyConv2d):
+            fan_out = module.kernel_size[0] ** 2 * module.out_channels // module.groups
+            init.normal_(module.weight, mean=0.0, std=math.sqrt(2.0 / fan_out))
+
+    def train(self, mode: bool = True):
+        if mode:
+            self.unfuse_batch_norm()  # what follows may change the weights
+        return super().train(mode)
+
+    def fuse_batch_norm(self):
+        """
+        Folds the batch normalizations into the convolutions, for faster inference. The logits change by rounding
+        errors only. State dict and checkpoints stay as they are; training mode and loading of weights undo it, and
+        after any other change of the weights it must be called again.
+
+        Returns:
+            [`CtsPolicyModel`]: This model.
+
+        Raises:
+            ValueError: If the model is in training mode, where the statistics are those of each batch.
+        """
+        if self.training:
+            raise ValueError("`fuse_batch_norm` is for inference, and the policy is in training mode: call `eval()`.")
+        # Every convolution of the trunk is registered just before its normalization.
+        for convolution, norm in pairwise(self.backbone.modules()):
+            if isinstance(convolution, CtsPolicyConv2d):
+                convolution.fold(norm)
+        return self
+
+    def unfuse_batch_norm(self):
+        """Undoes [`~CtsPolicyModel.fuse_batch_norm`], exactly. Returns this model."""
+        for module in self.backbone.modules():
+            if isinstance(module, CtsPolicyConv2d):
+                module.unfold()
+        return self
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        superpatch_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> CtsPolicyOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalized images of any size from one superpatch on; padded with zeros on the right and the bottom to
+                whole superpatches.
+            labels (`torch.LongTensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`, *optional*):
+                Superpatch targets, as [`~cts_hf.superpatch_targets`] makes them from label maps.
+            superpatch_mask (`torch.BoolTensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`,
+            *optional*):
+                `False` at superpatches that are padding, in a batch of images of different sizes. Each image then gets
+                the logits that it gets alone.
+
+        Returns:
+            [`CtsPolicyOutput`]: The logits, and the loss if there are `labels`.
+
+        Raises:
+            ValueError: If the images are not floating-point, have another number of channels or are smaller than a
+                superpatch, if `superpatch_mask` has another dtype or shape, or if `labels` are not on the grid of
+                superpatches or hold other values than 0, 1 and the ignore index.
+        """
+        superpatch_size = self.config.superpatch_size
+        check_images(pixel_values, self.config.num_channels, superpatch_size)
+        pixel_values = pad_to_superpatches(pixel_values, superpatch_size)
+        if superpatch_mask is not None:
+            rows, columns = (side // superpatch_size for side in pixel_values.shape[-2:])
+            check_superpatch_mask(superpatch_mask, (pixel_values.shape[0], rows, columns))
+        pixel_values = self._resize(pixel_values.to(self.head.weight.dtype), superpatch_mask)
+        # Depthwise convolutions are about twice as fast with channels last, the layout that all that follows inherits.
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        logits = self.head(self.backbone(pixel_values, superpatch_mask))
+
+        loss = None
+        if labels is not None:
+            loss = policy_loss(logits, labels, self.config.semantic_loss_ignore_index)
+        return CtsPolicyOutput(loss=loss, logits=logits)
+
+    def _resize(self, pixel_values: torch.Tensor, superpatch_mask: torch.Tensor | None) -> torch.Tensor:
+        # One feature per superpatch: the trunk's stride must span a superpatch.
+        superpatch_size, output_stride = self.config.superpatch_size, self.config.output_stride
+        if superpatch_size == output_stride:
+            return pixel_values
+        if superpatch_size == 2 * output_stride:
+            return halve(pixel_values)
+        if superpatch_size % output_stride == 0:
+            return nn.functional.avg_pool2d(pixel_values, superpatch_size // output_stride)
+        size = [side // superpatch_size * output_stride for side in pixel_values.shape[-2:]]
+        # Upsampling looks beyond the border of an image: alone it sees the last pixels again, in a batch the padding.
+        if superpatch_mask is not None:
+            pixel_values = _repeat_borders(pixel_values, superpatch_mask, superpatch_size)
+        pixel_values = nn.functional.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
+        return blank_padding(pixel_values, superpatch_mask)
+
+
+def _repeat_borders(pixel_values: torch.Tensor, superpatch_mask: torch.Tensor, superpatch_size: int) -> torch.Tensor:
+    """
+    Fills the padding of images, `(batch_size, num_channels, height, width)`, with the last row and column of each; a
+    mask of shape `(batch_size, superpatch_rows, superpatch_columns)` is `False` there.
+    """
+    for axis in (2, 3):
+        length = superpatch_size * superpatch_mask.any(dim=4 - axis).sum(dim=1)  # (B,), in pixels
+        positions = torch.arange(pixel_values.shape[axis], device=pixel_values.device)
+        positions = torch.minimum(positions, (length[:, None] - 1).clamp(min=0))  # (B, height or width)
+        positions = positions[:, None, :, None] if axis == 2 else positions[:, None, None, :]
+        pixel_values = pixel_values.gather(axis, positions.expand_as(pixel_values))
+    return pixel_values
+
+
+def halve(pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    The images at half resolution, `(batch_size, num_channels, height / 2, width / 2)`; height and width must be even.
+    Bilinear interpolation is then the mean of 2 x 2 pixels, and faster on a CPU than pooling.
+    """
+    return nn.functional.interpolate(pixel_values, scale_factor=0.5, mode="bilinear", align_corners=False)
+
+
+def pad_to_superpatches(pixel_values: torch.Tensor, superpatch_size: int) -> torch.Tensor:
+    """
+    Pads normalized images, `(batch_size, num_channels, height, width)`, with zeros on the right and the bottom to
+    whole superpatches.
+    """
+    bottom, right = padding_sizes(pixel_values, superpatch_size)
+    return nn.functional.pad(pixel_values, (0, right, 0, bottom)) if right or bottom else pixel_values
+
+
+def renormalize(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, config: CtsConfig) -> torch.Tensor:
+    """
+    Images normalized with the mean and standard deviation of a segmentation model as those of its policy want them.
+
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Images that are not padded to whole superpatches yet: padding is 0 whatever the normalization.
+        pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
+            0 at padding, which becomes 0.
+        config ([`CtsConfig`]):
+            Of the segmentation model.
+
+    Returns:
+        `torch.FloatTensor` of the same shape, in float32 at least; `pixel_values` itself if both are the same.
+
+    Raises:
+        ValueError: If a mean or standard deviation of the configuration is none.
+    """
+    given, wanted = ([of.image_mean, of.image_std] for of in (config, config.policy_config))
+    if not torch.compiler.is_compiling():
+        # Checked and completed again, as they may have been set since the configuration was made.
+        given, wanted = (
+            [channel_values(prefix + name, getattr(of, name), of.num_channels) for name in ("image_mean", "image_std")]
+            for of, prefix in ((config, ""), (config.policy_config, "policy_config."))
+        )
+    if given == wanted:
+        return pixel_values
+    # In full precision, as what comes of it is rounded to the policy's.
+    pixel_values = pixel_values.to(torch.promote_types(pixel_values.dtype, torch.float32))
+    # Numbers rather than tensors: those would be copied to the device in every call.
+    channels = [
+        pixel_values[:, index] * (std / wanted_std) + (mean - wanted_mean) / wanted_std
+        for index, (mean, std, wanted_mean, wanted_std) in enumerate(zip(*given, *wanted, strict=True))
+    ]
+    pixel_values = torch.stack(channels, dim=1)
+    return pixel_values if pixel_mask is None else pixel_values.masked_fill(~pixel_mask.bool()[:, None], 0)
+
+
+def policy_loss(logits: torch.Tensor, targets: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    """
+    Cross-entropy of the superpatch targets that are not ignored; 0 if all of them are.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(batch_size, 2, rows, columns)`): Logits of the policy.
+        targets (`torch.LongTensor` of shape `(batch_size, rows, columns)`): 0, 1 or `ignore_index`.
+    """
+    shape = (logits.shape[0], *logits.shape[-2:])
+    advice = "make them from label maps with `cts_hf.superpatch_targets`."
+    check_labels(targets, shape, num_labels=2, ignore_index=ignore_index, advice=advice)
+    losses = nn.functional.cross_entropy(logits.float(), targets.long(), ignore_index=ignore_index, reduction="sum")
+    return losses / (targets != ignore_index).sum().clamp(min=1)
+
+
+def check_policy_scores(scores: torch.Tensor, pixel_values: torch.Tensor, policy: nn.Module) -> None:
+    """
+    Refuses scores of a policy that are NaN, and says whether that comes from the images or from its weights.
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`): What it gave.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): What it was given.
+        policy ([`CtsPolicyModel`]): The policy.
+    """
+    if not has_values(scores):
+        return
+    is_valid = ~scores.isnan().any()
+    if is_valid.device.type == "cpu" and is_valid:
+        return  # before the images are looked at, which takes longer
+    is_finite = pixel_values.isfinite()
+    refuse_unless(
+        is_valid | is_finite.all().to(is_valid.device),  # they may be on two devices
+        "`pixel_values` must be finite",
+        lambda: f"NaN or infinity in {(~is_finite).flatten(1).any(dim=1).sum()} of {len(is_finite)} images",
+        "check how the images are read and normalized.",
+    )
+    refuse_unless(
+        is_valid,
+        "The policy's weights and features must be finite",
+        lambda: f"NaN for finite images from {_describe_weights(policy)}",
+        "load or train the policy again, or run it in float32 (`model.base_model.policy.float()`).",
+    )
+
+
+def _describe_weights(policy: nn.Module) -> str:
+    broken = [name for name, tensor in policy.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        return f"a policy whose weights hold NaN or infinity ({len(broken)} tensors, the first is {broken[0]})"
+    return f"a policy with finite weights, whose features are too large for {policy.head.weight.dtype}"
+
+
+__all__ = ["CtsPolicyModel", "CtsPolicyOutput"]

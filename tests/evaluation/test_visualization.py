@@ -1,0 +1,137 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cts_hf.evaluation.visualization import (
+    IGNORED_COLOUR,
+    SHARED_COLOUR,
+    colorize,
+    default_palette,
+    draw_sharing_grid,
+    overlay,
+    prediction_panel,
+)
+
+
+@pytest.fixture
+def segmentation():
+    ids = np.zeros((64, 96), np.int64)
+    ids[20:, 30:] = 1
+    ids[50:, :10] = 255
+    return ids
+
+
+@pytest.fixture
+def image():
+    return Image.new("RGB", (96, 64), (40, 80, 120))
+
+
+def test_default_colours_differ_and_do_not_change_with_their_number():
+    palette = default_palette(150)
+    assert len(set(palette)) == 150
+    assert default_palette(10) == palette[:10]
+    first = np.asarray(palette[:12], float)
+    distances = np.linalg.norm(first[:, None] - first[None], axis=-1) + 1000 * np.eye(12)
+    assert distances.min() > 30
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, lambda ids: Image.fromarray(ids.astype(np.uint8))])
+def test_colorize(segmentation, kind):
+    picture = colorize(kind(segmentation), [(1, 2, 3), (4, 5, 6)])
+    assert picture.size == (96, 64)
+    assert picture.getpixel((0, 0)) == (1, 2, 3)
+    assert picture.getpixel((95, 63)) == (4, 5, 6)
+    assert picture.getpixel((0, 63)) == IGNORED_COLOUR
+
+
+def test_colorize_refuses_ids_without_colour(segmentation):
+    with pytest.raises(ValueError, match=r"ids \[1\]; the palette has colours for 0 to 0"):
+        colorize(segmentation, [(1, 2, 3)])
+    with pytest.raises(ValueError, match=r"ids \[-1\]"):
+        colorize(segmentation - 1, default_palette(300), ignore_index=254)
+    with pytest.raises(ValueError, match=r"must be \(H, W\)"):
+        colorize(segmentation[None])
+
+
+def test_overlay_blends_and_leaves_ignored_pixels_clear(segmentation, image):
+    palette = [(200, 200, 200), (0, 0, 0)]
+    picture = overlay(image, segmentation, palette, alpha=0.5)
+    assert np.abs(np.subtract(picture.getpixel((0, 0)), (120, 140, 160))).max() <= 1
+    assert picture.getpixel((0, 63)) == (40, 80, 120)
+    assert np.array_equal(overlay(image, segmentation, palette, alpha=0), image)
+    assert overlay(image, segmentation[::2, ::2], palette).size == image.size
+    with pytest.raises(ValueError, match=r"alpha is 1\.5"):
+        overlay(image, segmentation, palette, alpha=1.5)
+
+
+def test_sharing_grid_marks_shared_superpatches_only(image):
+    shared = torch.tensor([[True, False, False], [False, False, False]])
+    picture = np.asarray(draw_sharing_grid(image, shared, superpatch_size=32, patch_size=16))
+    assert picture.shape == (64, 96, 3)
+    marked = (picture == SHARED_COLOUR).all(-1)
+    assert marked[:32, :32].any()
+    assert not marked[:, 32:].any()
+    assert not marked[32:].any()
+    assert (picture[8:24, 8:24] == (40, 80, 120)).all()
+    assert not (picture[:32, 48] == (40, 80, 120)).all()
+
+
+def test_sharing_grid_covers_padded_images_and_small_patches():
+    image = Image.new("L", (70, 40))
+    assert draw_sharing_grid(image, np.ones((2, 3), bool), 32, 16).size == (70, 40)
+    assert draw_sharing_grid(image, np.zeros((5, 9), bool), 8, 4).size == (280, 160)
+
+
+def test_sharing_grid_refuses_what_does_not_fit(image):
+    with pytest.raises(ValueError, match=r"has \(2, 3\) superpatches of 32"):
+        draw_sharing_grid(image, np.ones((3, 3), bool))
+    with pytest.raises(ValueError, match="multiple of patch_size"):
+        draw_sharing_grid(image, np.ones((2, 3), bool), 32, 12)
+
+
+def test_panel_grows_with_what_it_shows(segmentation, image):
+    shared = np.ones((2, 3), bool)
+    alone = prediction_panel(image, np.minimum(segmentation, 1))
+    full = prediction_panel(image, segmentation, segmentation, shared)
+    legend = prediction_panel(image, segmentation, segmentation, shared, classes=("wall", "floor"))
+    assert alone.width < full.width == legend.width
+    assert alone.height == full.height < legend.height
+    assert np.array_equal(legend.crop((0, 0, *full.size)), full)
+
+
+def test_panel_shows_what_its_titles_say(segmentation, image):
+    page = np.asarray(
+        prediction_panel(image, 1 - np.minimum(segmentation, 1), segmentation, np.ones((2, 3), bool), classes="ab")
+    )
+    wall, floor = default_palette(2)
+    # 96 x 64 pixels become 540 x 360, below titles of 30 and within margins of 12.
+    shown = page[12 + 30 :][:360]
+    panels = [shown[:, 12 + index * (540 + 12) :][:, :540] for index in range(4)]
+    assert (panels[0] == (40, 80, 120)).all()
+    for panel, top_left, bottom_right, unlabelled in (
+        (panels[1], wall, floor, IGNORED_COLOUR),
+        (panels[2], floor, wall, wall),
+    ):
+        assert (panel[0, 0] == top_left).all()
+        assert (panel[-1, -1] == bottom_right).all()
+        assert (panel[-1, 0] == unlabelled).all()
+    assert (panels[3] == SHARED_COLOUR).all(-1).any()
+    # Below: a swatch for each class, in their order.
+    swatches = [(page[12 + 30 + 360 + 12 :] == colour).all(-1).nonzero()[1] for colour in (wall, floor)]
+    assert swatches[0].max() < swatches[1].min()
+    for columns in swatches:
+        assert len(columns) == 15 * (columns.max() - columns.min() + 1) == 15**2

@@ -1,0 +1,96 @@
+import pytest
+import torch
+
+from cts_hf.export.onnx import OPSET_VERSION, OnnxSegmenter, export_onnx
+
+from ..helpers.models import TINY_TRUNK, random_images, tiny_model
+
+
+pytest.importorskip("onnxscript", reason="ONNX export needs `pip install onnx onnxscript onnxruntime`")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+def export(tmp_path, model, **options):
+    file = tmp_path / "new folder" / "model.onnx"
+    export_onnx(model, file, **options)
+    return file
+
+
+def assert_equal(model, exported, pixel_values, **options):
+    with torch.no_grad():
+        expected = model(pixel_values, **options)
+    given = exported(pixel_values)
+    assert torch.equal(given.shared_superpatches, expected.shared_superpatches)
+    torch.testing.assert_close(given.logits, expected.logits, atol=1e-4, rtol=0)
+    return expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_mean": [0.4, 0.5, 0.6], "policy_config": {**TINY_TRUNK, "image_mean": 0.5, "image_std": 0.25}},
+        {"decoder_type": "linear", "use_distillation_token": True},
+    ],
+)
+def test_one_size(tmp_path, options):
+    model = tiny_model(**options)
+    file = export(tmp_path, model, image_size=(50, 75), batch_size=1)  # neither whole superpatches nor whole patches
+    exported = OnnxSegmenter(file)
+    for seed in range(3):
+        outputs = assert_equal(model, exported, random_images(1, 50, 75, seed=seed))
+        assert outputs.shared_superpatches.any()
+        assert not outputs.shared_superpatches.all()
+    assert OPSET_VERSION in [opset.version for opset in onnx.load(file).opset_import if opset.domain == ""]
+    assert [path.name for path in file.parent.iterdir()] == ["model.onnx"]
+    half = exported(random_images(1, 50, 75).to(torch.float16).requires_grad_())  # it casts, as the model does
+    assert half.logits.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"\(1, 3, 50, 75\).*got \(1, 3, 64, 75\)"):
+        exported(random_images(1, 64, 75))
+    with pytest.raises(ValueError, match="got \\(2, 3, 50, 75\\)"):
+        exported(random_images(2, 50, 75))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token_reduction", [0, 0.3, 0.75])
+def test_any_number_of_images_and_any_budget(tmp_path, token_reduction):
+    model = tiny_model()
+    model.train()
+    file = export(tmp_path, model, batch_size=None, token_reduction=token_reduction)
+    assert model.training  # as it was
+    model.eval()
+    exported = OnnxSegmenter(file)
+    for batch_size in (1, 2, 5):
+        images = random_images(batch_size, 64, 64, seed=batch_size)
+        assert_equal(model, exported, images, token_reduction=token_reduction)
+
+
+@pytest.mark.slow
+def test_equal_scores_share_in_raster_order(tmp_path):
+    """The order of equal scores is part of the method's definition, and not every runtime's sort keeps it."""
+    model = tiny_model()
+    torch.nn.init.zeros_(model.cts.policy.head.weight)
+    exported = OnnxSegmenter(export(tmp_path, model))
+    shared = assert_equal(model, exported, random_images(1)).shared_superpatches.flatten()
+    assert shared[: shared.sum()].all()
+
+
+def test_bad_options(tmp_path):
+    cases = [
+        ({"token_reduction": 0.8}, r"between 0 \(no sharing\) and 0.75"),
+        ({"image_size": (8, 64)}, "at least one superpatch"),
+        ({"image_size": (-5, 64)}, r"positive whole numbers, got \(-5, 64\)"),
+        ({"image_size": (64.0, 64)}, r"positive whole numbers, got \(64.0, 64\)"),
+        ({"image_size": 0}, "positive whole numbers, got 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, or None"),
+        ({"batch_size": 1.5}, "`batch_size` must be at least 1, or None"),
+    ]
+    for options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            export(tmp_path, tiny_model(), **options)
+    with pytest.raises(ValueError, match=r"bfloat16.*model.float\(\)"):
+        export(tmp_path, tiny_model().bfloat16())
+    with pytest.raises(ValueError, match="no policy"):
+        export(tmp_path, tiny_model(use_policy=False))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,101 @@
+"""Tiny training runs for the tests: a folder of small scenes, a model of two layers, a few steps."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+
+from cts_hf.data import SCENE_CLASSES, build_scenes
+from cts_hf.training import (
+    DataArguments,
+    ModelArguments,
+    OptimizationArguments,
+    PolicyArguments,
+    PolicySourceArguments,
+    SegmentationTask,
+    build_accelerator,
+    build_policy,
+    build_processor,
+    build_segmenter,
+    fit,
+)
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY_POLICY = {"policy_output_stride": 8, "policy_width_coefficient": 0.1, "policy_depth_coefficient": 0.3}
+TINY_DATA = {"crop_size": 64, "num_workers": 0}
+TINY_MODEL = {
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "decoder_num_hidden_layers": 1,
+}
+TINY_RUN = {"batch_size": 4, "optimizer": "adamw", "cpu_threads": 1}
+
+
+def write_scenes(folder, num_train=12, num_val=3, size=64, ignored_rows=True):
+    """Writes scenes as a folder data set; some labels ignore many pixels, so that images weigh differently."""
+    for index, row in enumerate(build_scenes(num_train + num_val, size)):
+        split = "train" if index < num_train else "val"
+        label = row["label"]
+        if ignored_rows and index % 3:
+            label.paste(255, (0, 0, size, index % 3 * size // 4))
+        for kind, picture in (("images", row["image"]), ("labels", label)):
+            path = Path(folder) / kind / split / f"{index:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+    (Path(folder) / "classes.txt").write_text("\n".join(SCENE_CLASSES))
+    return Path(folder)
+
+
+def command_line(**options):
+    """Options as command-line arguments."""
+    argv = []
+    for name, value in options.items():
+        argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return argv
+
+
+def load_example(name) -> ModuleType:
+    """One of the scripts in `examples`, as a module."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def reset_accelerate():
+    """Lets the next accelerator of this process have another configuration."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def train(data_dir, output_dir, transform=None, model_options=None, policy_loss_weight=0.0, trackers=(), **options):
+    """Trains a tiny Segmenter; returns it, its task and the accelerator."""
+    reset_accelerate()
+    args = OptimizationArguments(output_dir=str(output_dir), **{**TINY_RUN, "save_steps": 0, **options})
+    accelerator = build_accelerator(args)
+    accelerator.trackers = list(trackers)
+    data_args = DataArguments(data_dir=str(data_dir), **TINY_DATA)
+    model_args = ModelArguments(**{**TINY_MODEL, **(model_options or {})})
+    data = data_args.load()
+    policy = build_policy(PolicyArguments(**TINY_POLICY), model_args.patch_size)
+    source = PolicySourceArguments(policy_loss_weight=policy_loss_weight)
+    model = build_segmenter(model_args, policy, source, data, data_args.crop_size)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    rows = data_args.evaluation_rows(data)
+    task = SegmentationTask(model, build_processor(data_args, model.config), rows, (data_args, model_args, args))
+    transform = transform or data_args.transform(model.config)
+    fit(task, data_args.training_samples(data, args.seed, transform), args, accelerator)
+    return model, task, accelerator
+
+
+def largest_difference(state, other):
+    """Largest absolute difference between two state dicts, or files of them."""
+    state, other = (load_file(given) if isinstance(given, Path) else given for given in (state, other))
+    assert state.keys() == other.keys()
+    return max((state[name].double() - other[name].double()).abs().max().item() for name in state)

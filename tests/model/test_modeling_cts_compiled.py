@@ -1,0 +1,79 @@
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from cts_hf.model.modeling_cts_policy import pad_to_superpatches
+
+from ..helpers.models import TINY_TRUNK, random_images, tiny_model
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiles_without_graph_breaks():
+    torch._dynamo.reset()
+    model = tiny_model()
+    images = random_images()
+    expected = model(images).logits
+    compiled = torch.compile(model, fullgraph=True)
+    torch.testing.assert_close(compiled(images).logits, expected, rtol=0, atol=1e-4)
+
+
+SIZES_IN_A_ROW = [(64, 64), (64, 96), (41, 70), (33, 129), (96, 96)]
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@torch.no_grad()
+def test_images_of_sizes_that_vary_can_be_compiled(dynamic):
+    """What the model resamples to sizes that it computes, alone: all of it takes long to compile."""
+    torch._dynamo.reset()
+    positions = random_images(1, 8, 8)
+
+    def resample(images):
+        images = pad_to_superpatches(images, 16)
+        size = (images.shape[2] // 8, images.shape[3] // 8)
+        return images, nn.functional.interpolate(positions, size=size, mode="bilinear", align_corners=False)
+
+    compiled = torch.compile(resample, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for size in SIZES_IN_A_ROW:
+        images = random_images(1, *size)
+        torch.testing.assert_close(compiled(images), resample(images))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tf_padding", "pads_batch"), [(False, False), (True, True)])
+@torch.no_grad()
+def test_a_model_compiled_by_default_takes_any_sizes(tf_padding, pads_batch):
+    torch._dynamo.reset()
+    policy = {**TINY_TRUNK, "output_stride": 8, "tf_padding": tf_padding}  # fewer stages, as compiling takes long
+    model = tiny_model(num_hidden_layers=1, decoder_type="linear", policy_config=policy)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for height, width in SIZES_IN_A_ROW:
+        images, pixel_mask = random_images(2, height, width), None
+        if pads_batch:
+            pixel_mask = torch.ones(2, height, width)
+            pixel_mask[1, 20:] = pixel_mask[1, :, 50:] = 0
+        expected, outputs = (module(images, pixel_mask=pixel_mask) for module in (model, compiled))
+        assert torch.equal(outputs.shared_superpatches, expected.shared_superpatches)
+        torch.testing.assert_close(outputs.logits, expected.logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiles_to_one_graph_per_size_and_budget():
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(tiny_model(), fullgraph=True, dynamic=False, backend=counter)
+    for num_graphs, (size, token_reduction) in enumerate([(64, 0.3), (64, 0.6), (96, 0.6), (96, 0)], start=1):
+        for seed in range(3):
+            compiled(random_images(2, size, size, seed=seed), token_reduction=token_reduction)
+        assert counter.frame_count == num_graphs
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_exports_at_a_fixed_size():
+    model = tiny_model()
+    program = torch.export.export(model, (random_images(),))
+    images = random_images(seed=1)
+    torch.testing.assert_close(program.module()(images).logits, model(images).logits, rtol=0, atol=1e-4)
