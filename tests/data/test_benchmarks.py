@@ -67,7 +67,7 @@ def test_class_lists():
 
 
 @pytest.mark.parametrize("name", ["ade20k", "cityscapes", "pascal_context"])
-def test_splits_classes_and_colours(name, request):
+def test_splits_classes_and_colors(name, request):
     data = load_segmentation_data(name, request.getfixturevalue(name))
     assert list(data.splits) == ["train", "val"]
     assert len(data.train) == len(data.validation) == 1

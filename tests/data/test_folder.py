@@ -89,8 +89,8 @@ def test_every_problem_is_listed_at_once(folder):
     write_image(folder / "images/train/twice.jpg")
     write_image(folder / "images/train/twice.png")
     write_label(folder / "labels/train/twice.png", [0])
-    write_image(folder / "images/train/colour.jpg")
-    write_image(folder / "labels/train/colour.png")
+    write_image(folder / "images/train/color.jpg")
+    write_image(folder / "labels/train/color.png")
     write_image(folder / "images/train/torn.jpg", size=(64, 64))
     torn = folder / "images/train/torn.jpg"
     torn.write_bytes(torn.read_bytes()[:-40])
@@ -107,7 +107,7 @@ def test_every_problem_is_listed_at_once(folder):
         "large.png is 12x8 pixels",
         "ids.png: label ids [3, 9]",
         "twice.jpg have the same name",
-        "colour.png: the label picture has mode RGB",
+        "color.png: the label picture has mode RGB",
         "torn.jpg: cannot be read",
         "text.png: cannot be read",
     ):

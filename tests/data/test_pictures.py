@@ -58,19 +58,19 @@ def test_sixteen_bits_of_any_byte_order_and_format_are_scaled(tmp_path):
     assert np.array_equal(grey(to_rgb(as_older)), LEVELS)
 
 
-def test_sixteen_bit_grey_and_colour_agree(tmp_path):
-    """Pillow itself reads 16-bit colour."""
+def test_sixteen_bit_grey_and_color_agree(tmp_path):
+    """Pillow itself reads 16-bit color."""
     values = np.random.default_rng(0).integers(0, 65536, (8, 32), dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "grey.png")
     rows = b"".join(b"\0" + np.repeat(row, 3).astype(">u2").tobytes() for row in values)
-    (tmp_path / "colour.png").write_bytes(png(32, 8, bits=16, colour_type=2, rows=rows))
-    assert np.array_equal(read_picture(tmp_path / "grey.png"), read_picture(tmp_path / "colour.png"))
+    (tmp_path / "color.png").write_bytes(png(32, 8, bits=16, color_type=2, rows=rows))
+    assert np.array_equal(read_picture(tmp_path / "grey.png"), read_picture(tmp_path / "color.png"))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
 def test_modes_of_eight_bits_are_converted_as_pillow_does(mode):
-    colours = np.random.default_rng(0).integers(0, 256, (8, 32, 4), dtype=np.uint8)
-    image = Image.fromarray(colours, "RGBA").convert("RGB" if mode in ("CMYK", "YCbCr", "HSV") else "RGBA")
+    colors = np.random.default_rng(0).integers(0, 256, (8, 32, 4), dtype=np.uint8)
+    image = Image.fromarray(colors, "RGBA").convert("RGB" if mode in ("CMYK", "YCbCr", "HSV") else "RGBA")
     image = image.convert("P").convert("PA") if mode == "PA" else image.convert(mode)
     assert image.mode == mode
     assert np.array_equal(to_rgb(image), image.convert("RGB"))
@@ -207,12 +207,12 @@ def write(*paths):
         path.touch()
 
 
-def png(width, height, bits, colour_type, rows):
+def png(width, height, bits, color_type, rows):
     """A PNG file of uncompressed rows, each of which starts with its filter."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks

@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from cts_hf.data import SquashTransform, TrainingSamples, TrainTransform, build_scenes, collate
-from cts_hf.data.transforms import _resize_then_crop, _scale_saturation, distort_colours
+from cts_hf.data.transforms import _resize_then_crop, _scale_saturation, distort_colors
 
 
 PLAIN = {"scale_range": (1, 1), "max_class_share": 1, "photometric_distortion": False}
@@ -146,9 +146,9 @@ def test_grey_has_no_saturation_to_change():
         assert torch.equal(_scale_saturation(grey, 1.5), grey)
 
 
-def test_distorted_colours_stay_in_range_and_are_sometimes_untouched():
+def test_distorted_colors_stay_in_range_and_are_sometimes_untouched():
     pixels = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
-    results = [distort_colours(pixels, np.random.default_rng(seed)) for seed in range(100)]
+    results = [distort_colors(pixels, np.random.default_rng(seed)) for seed in range(100)]
     assert all(result.min() > -1e-5 and result.max() < 1 + 1e-5 for result in results)
     assert 0 < sum(torch.equal(result, pixels) for result in results) < 20
 

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from cts_hf.evaluation.visualization import (
-    IGNORED_COLOUR,
-    SHARED_COLOUR,
+    IGNORED_COLOR,
+    SHARED_COLOR,
     colorize,
     default_palette,
     draw_sharing_grid,
@@ -40,7 +40,7 @@ def image():
     return Image.new("RGB", (96, 64), (40, 80, 120))
 
 
-def test_default_colours_differ_and_do_not_change_with_their_number():
+def test_default_colors_differ_and_do_not_change_with_their_number():
     palette = default_palette(150)
     assert len(set(palette)) == 150
     assert default_palette(10) == palette[:10]
@@ -55,11 +55,11 @@ def test_colorize(segmentation, kind):
     assert picture.size == (96, 64)
     assert picture.getpixel((0, 0)) == (1, 2, 3)
     assert picture.getpixel((95, 63)) == (4, 5, 6)
-    assert picture.getpixel((0, 63)) == IGNORED_COLOUR
+    assert picture.getpixel((0, 63)) == IGNORED_COLOR
 
 
-def test_colorize_refuses_ids_without_colour(segmentation):
-    with pytest.raises(ValueError, match=r"ids \[1\]; the palette has colours for 0 to 0"):
+def test_colorize_refuses_ids_without_color(segmentation):
+    with pytest.raises(ValueError, match=r"ids \[1\]; the palette has colors for 0 to 0"):
         colorize(segmentation, [(1, 2, 3)])
     with pytest.raises(ValueError, match=r"ids \[-1\]"):
         colorize(segmentation - 1, default_palette(300), ignore_index=254)
@@ -82,7 +82,7 @@ def test_sharing_grid_marks_shared_superpatches_only(image):
     shared = torch.tensor([[True, False, False], [False, False, False]])
     picture = np.asarray(draw_sharing_grid(image, shared, superpatch_size=32, patch_size=16))
     assert picture.shape == (64, 96, 3)
-    marked = (picture == SHARED_COLOUR).all(-1)
+    marked = (picture == SHARED_COLOR).all(-1)
     assert marked[:32, :32].any()
     assert not marked[:, 32:].any()
     assert not marked[32:].any()
@@ -123,15 +123,15 @@ def test_panel_shows_what_its_titles_say(segmentation, image):
     panels = [shown[:, 12 + index * (540 + 12) :][:, :540] for index in range(4)]
     assert (panels[0] == (40, 80, 120)).all()
     for panel, top_left, bottom_right, unlabelled in (
-        (panels[1], wall, floor, IGNORED_COLOUR),
+        (panels[1], wall, floor, IGNORED_COLOR),
         (panels[2], floor, wall, wall),
     ):
         assert (panel[0, 0] == top_left).all()
         assert (panel[-1, -1] == bottom_right).all()
         assert (panel[-1, 0] == unlabelled).all()
-    assert (panels[3] == SHARED_COLOUR).all(-1).any()
+    assert (panels[3] == SHARED_COLOR).all(-1).any()
     # Below: a swatch for each class, in their order.
-    swatches = [(page[12 + 30 + 360 + 12 :] == colour).all(-1).nonzero()[1] for colour in (wall, floor)]
+    swatches = [(page[12 + 30 + 360 + 12 :] == color).all(-1).nonzero()[1] for color in (wall, floor)]
     assert swatches[0].max() < swatches[1].min()
     for columns in swatches:
         assert len(columns) == 15 * (columns.max() - columns.min() + 1) == 15**2

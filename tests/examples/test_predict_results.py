@@ -43,7 +43,7 @@ def test_results_that_were_edited_are_never_replaced(monkeypatch, options, name,
 
 
 def test_results_of_the_same_pixels_are_done(monkeypatch, capsys, options):
-    """As after an optimizer of PNG files, which may choose another mode for grey levels or few colours."""
+    """As after an optimizer of PNG files, which may choose another mode for grey levels or few colors."""
     out = options["output_dir"]
     run_main(monkeypatch, "predict.py", **options)
     mask = Image.open(out / "masks" / "a.png")

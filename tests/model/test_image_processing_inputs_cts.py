@@ -81,7 +81,7 @@ def test_paths_of_sixteen_bit_pictures_are_scaled(processor, suffix, tmp_path):
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
 def test_transparency_is_dropped_however_an_image_is_given(processor, mode, tmp_path):
-    """The colours below it are what training sees; white, on which transformers lays PIL images, is not."""
+    """The colors below it are what training sees; white, on which transformers lays PIL images, is not."""
     alpha = Image.fromarray(LEVELS[..., 0])
     image = Image.fromarray(LEVELS[..., :3] // 64 * 64).convert({"LA": "L", "P": "P"}.get(mode, "RGB"))
     expected = processor(image.convert("RGB"), return_tensors="pt").pixel_values
@@ -89,7 +89,7 @@ def test_transparency_is_dropped_however_an_image_is_given(processor, mode, tmp_
     if "A" in mode:
         image.putalpha(alpha)
     elif mode == "P":
-        options["transparency"] = bytes(range(0, 256, 2))  # of the first colours
+        options["transparency"] = bytes(range(0, 256, 2))  # of the first colors
     else:
         options["transparency"] = image.getpixel((0, 0))
     image.save(tmp_path / "a.png", **options)

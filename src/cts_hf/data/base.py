@@ -59,7 +59,7 @@ class SegmentationData:
             ids in [0, num_classes) or 255 where nothing is to be learned or measured) and `name` (str). Files are
             decoded when a row is read.
         classes: name of every class, in the order of their ids.
-        palette: one (red, green, blue) of 0..255 for every class, or None where the data set has no colours.
+        palette: one (red, green, blue) of 0..255 for every class, or None where the data set has no colors.
     """
 
     splits: DatasetDict | IterableDatasetDict
@@ -69,7 +69,7 @@ class SegmentationData:
     def __post_init__(self):
         check_classes(self.classes, "`classes`")
         if self.palette is not None and len(self.palette) != len(self.classes):
-            raise DataError(f"{len(self.palette)} colours for {len(self.classes)} classes: give one colour a class.")
+            raise DataError(f"{len(self.palette)} colors for {len(self.classes)} classes: give one color a class.")
 
     @property
     def num_classes(self) -> int:
@@ -215,7 +215,7 @@ def read_text(path: Path) -> str:
 
 
 def stored_ids(label: PILImage.Image) -> np.ndarray:
-    """The ids of a label picture, (H, W) of an integer type; a palette picture gives indices, not colours."""
+    """The ids of a label picture, (H, W) of an integer type; a palette picture gives indices, not colors."""
     ids = np.asarray(label)
     if ids.ndim != 2 or ids.dtype.kind not in "bui":
         raise NoIdsError(f"the label picture has mode {label.mode}: it must have one channel that holds class ids")
@@ -333,9 +333,9 @@ def parse_names(names: str) -> tuple[str, ...]:
     return tuple(" ".join(name.split()) for name in names.split(","))
 
 
-def parse_palette(colours: str) -> Palette:
-    """Colours from hexadecimal `rrggbb` words separated by blanks."""
-    return tuple(tuple(bytes.fromhex(colour)) for colour in colours.split())
+def parse_palette(colors: str) -> Palette:
+    """Colors from hexadecimal `rrggbb` words separated by blanks."""
+    return tuple(tuple(bytes.fromhex(color)) for color in colors.split())
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -31,8 +31,8 @@ SCENE_PALETTE = parse_palette("8ecae6 b79ced c8553d 2d6a4f 95d55a 6c757d 277da1 
 
 SKY, HILL, BUILDING, TREE, GRASS, ROAD, WATER, CAR, POLE, FENCE = range(len(SCENE_CLASSES))
 
-# Typical colours of each class; every region draws one and varies it.
-COLOURS = {
+# Typical colors of each class; every region draws one and varies it.
+COLORS = {
     SKY: ((140, 185, 235), (185, 205, 225), (235, 190, 160)),
     HILL: ((120, 105, 140), (105, 115, 150)),
     BUILDING: ((170, 95, 75), (190, 160, 120), (150, 130, 115)),
@@ -44,7 +44,7 @@ COLOURS = {
     POLE: ((40, 30, 30), (55, 45, 35)),
     FENCE: ((225, 215, 200), (205, 170, 120)),
 }
-COLOUR_JITTER = 12.0
+COLOR_JITTER = 12.0
 # Standard deviation, in grey levels, of each class's pixel noise and of its noise in patches of 1/16 of the image.
 FINE_NOISE = np.array([2, 5, 5, 16, 12, 6, 5, 5, 6, 5], dtype=np.float32)
 COARSE_NOISE = np.array([5, 8, 4, 12, 10, 6, 6, 4, 4, 4], dtype=np.float32)
@@ -124,21 +124,21 @@ class _Canvas:
         self.y, self.x = np.meshgrid(*[(np.arange(size, dtype=np.float32) + 0.5) / size] * 2, indexing="ij")
         self.region = np.zeros((size, size), np.uint8)
         self.labels: list[int] = []
-        self.colours: list[np.ndarray] = []
+        self.colors: list[np.ndarray] = []
 
     def paint(self, region: np.ndarray, label: int) -> None:
-        colours = COLOURS[label]
-        colour = np.asarray(colours[self.rng.integers(len(colours))]) + self.rng.normal(0, COLOUR_JITTER, 3)
+        colors = COLORS[label]
+        color = np.asarray(colors[self.rng.integers(len(colors))]) + self.rng.normal(0, COLOR_JITTER, 3)
         self.region[region] = len(self.labels)
         self.labels.append(label)
-        self.colours.append(colour)
+        self.colors.append(color)
 
     @property
     def label(self) -> np.ndarray:
         return np.asarray(self.labels, np.uint8)[self.region]
 
     def render(self, rng: np.random.Generator, label: np.ndarray) -> np.ndarray:
-        image = np.asarray(self.colours, np.float32)[self.region] + self._texture(rng, label)[..., None]
+        image = np.asarray(self.colors, np.float32)[self.region] + self._texture(rng, label)[..., None]
         direction = rng.normal(0, 0.12, 2)
         light = rng.uniform(0.8, 1.15) + direction[0] * (self.x - 0.5) + direction[1] * (self.y - 0.5)
         tint = rng.uniform(0.94, 1.06, 3).astype(np.float32)

@@ -110,7 +110,7 @@ class TrainTransform:
             pixels, labels = F.horizontal_flip(pixels), F.horizontal_flip(labels)
         pixels = F.to_dtype(pixels, torch.float32, scale=True)
         if self.photometric_distortion:
-            pixels = distort_colours(pixels, rng)
+            pixels = distort_colors(pixels, rng)
         pixels = F.normalize(pixels, self.image_mean, self.image_std)
         padding = [0, self.crop_size - labels.shape[1], 0, self.crop_size - labels.shape[0]]
         return {"pixel_values": pad(pixels, padding), "labels": pad(labels, padding, value=IGNORE_INDEX)}
@@ -244,7 +244,7 @@ def collate(samples: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tenso
     return {key: torch.stack([sample[key] for sample in samples]) for key in ("pixel_values", "labels")}
 
 
-def distort_colours(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def distort_colors(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """
     Changes brightness, contrast, saturation and hue, each with probability 0.5; contrast first or last, as likely.
 

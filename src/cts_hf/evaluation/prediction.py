@@ -134,7 +134,7 @@ def predict_files(
         processor: prepares the images.
         images: name and path of each image, as `find_images` gives them.
         output_dir: folder for the results.
-        outputs: any of "masks" (PNG, the class id of each pixel at the size of the image), "overlays" (JPEG, coloured
+        outputs: any of "masks" (PNG, the class id of each pixel at the size of the image), "overlays" (JPEG, colored
             masks over the image) and "grids" (PNG, which superpatches shared a token).
         token_reduction: 0 to 0.75; None is `model.config.token_reduction`.
         options: how images are segmented; None is each one as a whole, at the processor's size.

@@ -166,13 +166,13 @@ def plot_sweep(results: Sequence[dict[str, Any]], path: str | Path, title: str =
         for policy in policies:
             points = unshared + [result for result in results if result["policy"] == policy]
             points.sort(key=lambda result: result["token_reduction"])
-            colour, marker = STYLES[policy]
+            color, marker = STYLES[policy]
             # Where the learned policy runs it costs, so that its line does not start at the model without sharing.
             shown = points[len(unshared) :] if key == "multiply_adds" else points
             axis.plot(
                 [result[key] * factor for result in shown],
                 [100 * result["mean_iou"] for result in shown],
-                color=colour,
+                color=color,
                 marker=marker,
                 label=policy,
             )

@@ -21,12 +21,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 ArrayLike = np.ndarray | torch.Tensor | Image.Image
 
-IGNORED_COLOUR = (0, 0, 0)
-SHARED_COLOUR = (255, 214, 10)
-PATCH_LINE_COLOUR = (255, 255, 255)
+IGNORED_COLOR = (0, 0, 0)
+SHARED_COLOR = (255, 214, 10)
+PATCH_LINE_COLOR = (255, 255, 255)
 PATCH_LINE_OPACITY = 0.3
 
 # The golden ratio: hues that follow each other lie far apart, however many there are.
@@ -37,35 +37,35 @@ PANEL_HEIGHT = 360
 MARGIN = 12
 TITLE_HEIGHT = 30
 BACKGROUND = (255, 255, 255)
-TEXT_COLOUR = (33, 37, 41)
+TEXT_COLOR = (33, 37, 41)
 
 
-def default_palette(num_classes: int) -> tuple[Colour, ...]:
+def default_palette(num_classes: int) -> tuple[Color, ...]:
     """
-    Colours that are easy to tell apart, the same ones every time.
+    Colors that are easy to tell apart, the same ones every time.
 
     Returns:
-        one (red, green, blue) of 0..255 for every class; more classes do not change the colours of the first ones.
+        one (red, green, blue) of 0..255 for every class; more classes do not change the colors of the first ones.
     """
-    colours = []
+    colors = []
     for index in range(num_classes):
         saturation, value = SHADES[index % len(SHADES)]
         red, green, blue = colorsys.hsv_to_rgb((0.58 + index * HUE_STEP) % 1, saturation, value)
-        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
-    return tuple(colours)
+        colors.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return tuple(colors)
 
 
-def colorize(segmentation: ArrayLike, palette: Sequence[Colour] | None = None, ignore_index: int = 255) -> Image.Image:
+def colorize(segmentation: ArrayLike, palette: Sequence[Color] | None = None, ignore_index: int = 255) -> Image.Image:
     """
-    A segmentation in the colours of its classes.
+    A segmentation in the colors of its classes.
 
     Args:
         segmentation: (H, W) class ids.
-        palette: a colour for every class; None takes `default_palette`.
+        palette: a color for every class; None takes `default_palette`.
         ignore_index: id that is drawn black.
 
     Raises:
-        ValueError: ids without a colour.
+        ValueError: ids without a color.
     """
     ids = _array(segmentation)
     if ids.ndim != 2:
@@ -77,17 +77,17 @@ def colorize(segmentation: ArrayLike, palette: Sequence[Colour] | None = None, i
     if highest >= len(palette) or ids.min(initial=0, where=~ignored) < 0:
         unknown = sorted(set(np.unique(ids[~ignored]).tolist()) - set(range(len(palette))))
         raise ValueError(
-            f"segmentation holds the ids {unknown}; the palette has colours for 0 to {len(palette) - 1}, "
-            f"and {ignore_index} is ignored. Give more colours or another ignore_index."
+            f"segmentation holds the ids {unknown}; the palette has colors for 0 to {len(palette) - 1}, "
+            f"and {ignore_index} is ignored. Give more colors or another ignore_index."
         )
-    colours = np.asarray([*palette, IGNORED_COLOUR], dtype=np.uint8)
-    return Image.fromarray(colours[np.where(ignored, len(palette), ids)])
+    colors = np.asarray([*palette, IGNORED_COLOR], dtype=np.uint8)
+    return Image.fromarray(colors[np.where(ignored, len(palette), ids)])
 
 
 def overlay(
     image: Image.Image,
     segmentation: ArrayLike,
-    palette: Sequence[Colour] | None = None,
+    palette: Sequence[Color] | None = None,
     alpha: float = 0.55,
     ignore_index: int = 255,
 ) -> Image.Image:
@@ -97,17 +97,17 @@ def overlay(
     Args:
         image: PIL image of any mode.
         segmentation: (H, W) class ids; resized to the image where it is smaller or larger.
-        palette: a colour for every class; None takes `default_palette`.
-        alpha: opacity of the colours, 0 (image only) to 1 (colours only).
+        palette: a color for every class; None takes `default_palette`.
+        alpha: opacity of the colors, 0 (image only) to 1 (colors only).
         ignore_index: id that is left clear.
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}, it must be 0 (image only) to 1 (colours only).")
+        raise ValueError(f"alpha is {alpha}, it must be 0 (image only) to 1 (colors only).")
     image = image.convert("RGB")
     ids = _array(segmentation)
-    colours = colorize(ids, palette, ignore_index).resize(image.size, Image.Resampling.NEAREST)
+    colors = colorize(ids, palette, ignore_index).resize(image.size, Image.Resampling.NEAREST)
     opacity = Image.fromarray(np.where(ids == ignore_index, 0, round(255 * alpha)).astype(np.uint8))
-    return Image.composite(colours, image, opacity.resize(image.size, Image.Resampling.NEAREST))
+    return Image.composite(colors, image, opacity.resize(image.size, Image.Resampling.NEAREST))
 
 
 def draw_sharing_grid(
@@ -150,7 +150,7 @@ def prediction_panel(
     prediction: ArrayLike,
     labels: ArrayLike | None = None,
     shared_superpatches: ArrayLike | None = None,
-    palette: Sequence[Colour] | None = None,
+    palette: Sequence[Color] | None = None,
     superpatch_size: int = 32,
     patch_size: int = 16,
     classes: Sequence[str] | None = None,
@@ -164,7 +164,7 @@ def prediction_panel(
         prediction: (H, W) class ids.
         labels: (H, W) ground truth; None leaves it out.
         shared_superpatches: (Hs, Ws) bool, from the model's output; None leaves the grid out.
-        palette: a colour for every class; None takes `default_palette`.
+        palette: a color for every class; None takes `default_palette`.
         superpatch_size, patch_size: height and width in pixels, for the grid.
         classes: names of the classes, for a legend of those that occur; None leaves it out.
         ignore_index: id that is drawn black in the ground truth.
@@ -197,7 +197,7 @@ def _draw_patches(picture: Image.Image, shared: np.ndarray, patch: int, superpat
         for offset in range(0, superpatch, patch):
             draw.line((left, top + offset, left + superpatch, top + offset), fill=opacity)
             draw.line((left + offset, top, left + offset, top + superpatch), fill=opacity)
-    picture.paste(PATCH_LINE_COLOUR, mask=lines)
+    picture.paste(PATCH_LINE_COLOR, mask=lines)
 
 
 def _draw_superpatches(picture: Image.Image, shared: np.ndarray, superpatch: int) -> None:
@@ -207,7 +207,7 @@ def _draw_superpatches(picture: Image.Image, shared: np.ndarray, superpatch: int
         left, top = column * superpatch, row * superpatch
         right, bottom = min(left + superpatch, picture.width) - 1, min(top + superpatch, picture.height) - 1
         # A gap of one pixel keeps neighbours apart that both are shared.
-        draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=SHARED_COLOUR, width=width)
+        draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=SHARED_COLOR, width=width)
 
 
 def _side_by_side(panels: list[tuple[str, Image.Image]]) -> Image.Image:
@@ -222,7 +222,7 @@ def _side_by_side(panels: list[tuple[str, Image.Image]]) -> Image.Image:
     draw = ImageDraw.Draw(page)
     left = MARGIN
     for (title, _), picture, width in zip(panels, pictures, cells, strict=True):
-        draw.text((left + width / 2, MARGIN + TITLE_HEIGHT / 2), title, TEXT_COLOUR, font, anchor="mm")
+        draw.text((left + width / 2, MARGIN + TITLE_HEIGHT / 2), title, TEXT_COLOR, font, anchor="mm")
         page.paste(picture, (left + (width - picture.width) // 2, MARGIN + TITLE_HEIGHT))
         left += width + MARGIN
     return page
@@ -235,7 +235,7 @@ def _fit(picture: Image.Image) -> Image.Image:
     return picture.resize((width, PANEL_HEIGHT), resample)
 
 
-def _with_legend(page: Image.Image, entries: list[tuple[str, Colour]]) -> Image.Image:
+def _with_legend(page: Image.Image, entries: list[tuple[str, Color]]) -> Image.Image:
     font = ImageFont.load_default(size=14)
     swatch, line_height = 14, 24
     places, left, row = [], MARGIN, 0
@@ -248,9 +248,9 @@ def _with_legend(page: Image.Image, entries: list[tuple[str, Colour]]) -> Image.
     taller = Image.new("RGB", (page.width, page.height + (row + 1) * line_height + MARGIN), BACKGROUND)
     taller.paste(page)
     draw = ImageDraw.Draw(taller)
-    for (name, colour), (left, top) in zip(entries, places, strict=True):
-        draw.rectangle((left, top, left + swatch, top + swatch), fill=tuple(colour))
-        draw.text((left + swatch + 6, top + swatch / 2), name, TEXT_COLOUR, font, anchor="lm")
+    for (name, color), (left, top) in zip(entries, places, strict=True):
+        draw.rectangle((left, top, left + swatch, top + swatch), fill=tuple(color))
+        draw.text((left + swatch + 6, top + swatch / 2), name, TEXT_COLOR, font, anchor="lm")
     return taller
 
 

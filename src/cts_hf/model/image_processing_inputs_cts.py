@@ -76,7 +76,7 @@ def to_eight_bit(image: "PILImage") -> "PILImage":
     pictures can have more, of these modes:
 
     - "I;16" and its variants have 16 bits: the upper 8 are taken, so that 65535 becomes 255, as Pillow does with
-      colour pictures of 16 bits. What uses fewer of the 16 (10 or 12 bits of some cameras) becomes dark: scale it
+      color pictures of 16 bits. What uses fewer of the 16 (10 or 12 bits of some cameras) becomes dark: scale it
       first. Where that leaves nothing but black of a picture that is not, it is refused.
     - "I" has 16 bits as well where it was read from PNG or PGM. Else its values must lie in 0 to 255, and are taken
       as they are.
@@ -111,7 +111,7 @@ def to_opaque_rgb(image: "PILImage") -> "PILImage":
     """
     image = to_eight_bit(image)
     image.load()  # may find transparency
-    if "transparency" in image.info:  # of a colour, which conversion would keep
+    if "transparency" in image.info:  # of a color, which conversion would keep
         image = image.copy()
         del image.info["transparency"]
     return image.convert("RGB")
@@ -255,7 +255,7 @@ def check_segmentation_maps(images: list, segmentation_maps: list) -> None:
         if segmentation_map.shape[0] != 1:
             raise ValueError(
                 f"Segmentation map {i} has the shape {tuple(segmentation_map.shape)}, but a map has one class id per "
-                "pixel, shape (height, width). Open it without converting it to RGB, or turn its colours into class "
+                "pixel, shape (height, width). Open it without converting it to RGB, or turn its colors into class "
                 "ids."
             )
         if "float" in str(segmentation_map.dtype):

@@ -35,7 +35,7 @@ blanket, sculpture, hood, sconce, vase, traffic light, tray, ashcan, fan, pier, 
 bulletin board, shower, radiator, glass, clock, flag
 """)
 
-# The colours of the benchmark's development kit.
+# The colors of the benchmark's development kit.
 ADE20K_PALETTE = parse_palette("""
 787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d 787846 08ff33 ff0652
 8fff8c ccff04 ff3307 cc4603 0066c8 3de6fa ff0633 0b66ff ff0747 ff09e0 0907e6 dcdcdc ff095c 7009ff 08ffd6 07ffe0

@@ -21,7 +21,7 @@ from ..base import IGNORE_INDEX, UNKNOWN_ID, SegmentationData, label_lookup, par
 from .reading import Source, files_by_name, read_benchmark
 
 
-# Name, id in *_labelIds.png and colour, in the order of the train ids.
+# Name, id in *_labelIds.png and color, in the order of the train ids.
 TRAIN_CLASSES = (
     ("road", 7, "804080"),
     ("sidewalk", 8, "f423e8"),
@@ -44,7 +44,7 @@ TRAIN_CLASSES = (
     ("bicycle", 33, "770b20"),
 )
 CITYSCAPES_CLASSES = tuple(name for name, _, _ in TRAIN_CLASSES)
-CITYSCAPES_PALETTE = parse_palette(" ".join(colour for _, _, colour in TRAIN_CLASSES))
+CITYSCAPES_PALETTE = parse_palette(" ".join(color for _, _, color in TRAIN_CLASSES))
 NUM_LABEL_IDS = 34
 
 LAYOUT = """The layout of Cityscapes (https://www.cityscapes-dataset.com, leftImg8bit and gtFine) is

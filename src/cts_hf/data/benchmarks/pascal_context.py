@@ -27,7 +27,7 @@ cat, ceiling, chair, cloth, computer, cow, cup, curtain, dog, door, fence, floor
 horse, keyboard, light, motorbike, mountain, mouse, person, plate, platform, pottedplant, road, rock, sheep,
 shelves, sidewalk, sign, sky, snow, sofa, table, track, train, tree, truck, tvmonitor, wall, water, window, wood
 """)
-# Pascal Context has no colours of its own; the common code bases borrow the first ones of ADE20K.
+# Pascal Context has no colors of its own; the common code bases borrow the first ones of ADE20K.
 PASCAL_CONTEXT_PALETTE = ADE20K_PALETTE[: len(PASCAL_CONTEXT_CLASSES)]
 
 LAYOUT = """The layout of Pascal Context is that of VOC 2010 with the label maps of 59 classes beside it:
