@@ -1,16 +1,5 @@
-# Copyright 2026 The cts_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """
 Converts a checkpoint of another implementation to a folder that `from_pretrained` and `pipeline` take, and back.
 
@@ -66,8 +55,8 @@ class ConversionArguments:
     )
     num_attention_heads: int | None = field(default=None, metadata={"help": "hidden_size // 64 by default."})
     token_reduction: float | None = field(default=None, metadata={"help": "Fraction of the tokens to remove."})
-    output_stride: int | None = field(default=None, metadata={"help": "Stage of a policy's trunk: 32, 16 or 8."})
-    tf_padding: bool = field(default=False, metadata={"help": "The trunk is timm's tf_efficientnet_lite0."})
+    output_stride: int | None = field(default=None, metadata={"help": "Stage of a policy's backbone: 32, 16 or 8."})
+    tf_padding: bool = field(default=False, metadata={"help": "The backbone is timm's tf_efficientnet_lite0."})
     image_mean: list[float] | None = field(
         default=None,
         metadata={

@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """
 Every code block of README.md and docs/ runs, page by page, in a folder that has what the page takes for granted: data
 sets (tiny), checkpoints to convert and a cache of downloads (random weights). Training is cut to a few steps of small

@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """The folders of hub_configs: up to date, complete, and of the sizes that others have published."""
 
 import json
@@ -111,12 +113,12 @@ def test_parameters_are_those_of_others(folder):
     with torch.device("meta"):
         model = CtsForSemanticSegmentation(config)
         encoder = timm.create_model(name, img_size=config.image_size, num_classes=0)
-        trunk = timm.create_model("efficientnet_lite0", features_only=True, pretrained=False)
+        backbone = timm.create_model("efficientnet_lite0", features_only=True, pretrained=False)
     size_of_policy = 0
     if model.cts.policy is not None:
         size_of_policy = count(model.cts.policy)
         stages = len(model.cts.policy.backbone.blocks)  # later ones are not built
-        parts = (trunk.conv_stem, trunk.bn1, trunk.blocks[:stages])
+        parts = (backbone.conv_stem, backbone.bn1, backbone.blocks[:stages])
         assert count(model.cts.policy.backbone) == sum(count(part) for part in parts)
     assert count(model.cts) - size_of_policy == count(encoder)
     # Within 4 %: the published numbers of S and B are larger than their layers account for, as T's and L's are not.

@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints in the exact file formats of other implementations, made here."""
 
 import json
@@ -181,20 +183,20 @@ def test_policies(tmp_path):
     assert torch.equal(loaded(random_images()).logits, policy(random_images()).logits)
     torch.save({f"module.{name}": value for name, value in policy.state_dict().items()}, tmp_path / "parallel.pth")
     assert load_policy(tmp_path / "parallel.pth", tf_padding=True).config.tf_padding
-    trunk = {name.removeprefix("backbone."): v for name, v in policy.state_dict().items() if "head" not in name}
-    torch.save(trunk, tmp_path / "trunk.pth")
-    assert load_policy(tmp_path / "trunk.pth", output_stride=8).backbone.num_features == 40
+    backbone = {name.removeprefix("backbone."): v for name, v in policy.state_dict().items() if "head" not in name}
+    torch.save(backbone, tmp_path / "backbone.pth")
+    assert load_policy(tmp_path / "backbone.pth", output_stride=8).backbone.num_features == 40
 
-    # A trunk of timm says what it expects; the original policy network has 0.5.
+    # A backbone of timm says what it expects; the original policy network has 0.5.
     (tmp_path / "timm").mkdir()
-    save_file(trunk, tmp_path / "timm" / "model.safetensors")
+    save_file(backbone, tmp_path / "timm" / "model.safetensors")
     description = {"pretrained_cfg": {"mean": IMAGENET.image_mean, "std": IMAGENET.image_std}}
     (tmp_path / "timm" / "config.json").write_text(json.dumps(description))
     for source, options, expected in (
         ("timm/model.safetensors", {}, IMAGENET),
         ("model.pth", {}, HALF),
-        ("trunk.pth", {}, HALF),
-        ("trunk.pth", IMAGENET._asdict(), IMAGENET),
+        ("backbone.pth", {}, HALF),
+        ("backbone.pth", IMAGENET._asdict(), IMAGENET),
     ):
         config = load_policy(tmp_path / source, **options).config
         assert (config.image_mean, config.image_std) == expected

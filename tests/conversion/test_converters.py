@@ -1,14 +1,17 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+
 import os
 
 import numpy as np
 import pytest
 import torch
 
-from cts_hf import CtsPolicyConfig
+from cts_hf import CtsPolicyConfig, conversion
 from cts_hf.conversion import (
     convert_policy,
     convert_segmenter,
-    load_policy_trunk,
+    load_policy_backbone,
     load_vit_weights,
     to_original,
 )
@@ -92,8 +95,8 @@ def test_and_back(golden):
 
 def test_and_back_with_a_policy():
     torch.manual_seed(0)
-    trunk_stages = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "output_stride": 8}
-    model = tiny_model(num_attention_heads=1, policy_config=trunk_stages)
+    backbone_stages = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "output_stride": 8}
+    model = tiny_model(num_attention_heads=1, policy_config=backbone_stages)
     weights = to_original(model)
     assert weights["policy_net.head.weight"].shape == (2, 40, 1, 1)
     again = convert_segmenter(weights, num_attention_heads=1)
@@ -103,9 +106,9 @@ def test_and_back_with_a_policy():
 
 
 def test_what_shapes_do_not_tell_of_a_policy_is_the_callers():
-    trunk_stages = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "output_stride": 8}
+    backbone_stages = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "output_stride": 8}
     tensorflow = {"tf_padding": True, "batch_norm_eps": 1e-3}
-    weights = to_original(tiny_model(num_attention_heads=1, policy_config=trunk_stages))
+    weights = to_original(tiny_model(num_attention_heads=1, policy_config=backbone_stages))
     whole = CtsPolicyConfig(superpatch_size=16, output_stride=8, **tensorflow)
     for given in (tensorflow, {**tensorflow, "output_stride": 8}, whole):
         policy_config = convert_segmenter(weights, num_attention_heads=1, policy_config=given).config.policy_config
@@ -122,47 +125,47 @@ def test_weights_of_something_else_are_refused():
         convert_policy({"model": torch.zeros(1)})
 
 
-def trunk_weights():
+def backbone_weights():
     torch.manual_seed(0)
     timm = pytest.importorskip("timm")
     return timm.create_model("efficientnet_lite0", pretrained=False).state_dict()
 
 
 @torch.no_grad()
-def test_policy_from_a_trunk_and_from_a_whole_policy():
-    trunk = trunk_weights()
-    half = convert_policy(trunk, output_stride=16)
+def test_policy_from_a_backbone_and_from_a_whole_policy():
+    backbone = backbone_weights()
+    half = convert_policy(backbone, output_stride=16)
     assert len(half.backbone.blocks) == 5
-    assert torch.equal(half.backbone.conv_stem.weight, trunk["conv_stem.weight"])
+    assert torch.equal(half.backbone.conv_stem.weight, backbone["conv_stem.weight"])
     for prefix in ("", "policy_net."):
         again = convert_policy({f"{prefix}{name}": value for name, value in half.state_dict().items()})
         assert again.config.output_stride == 16
         assert torch.equal(again(random_images()).logits, half(random_images()).logits)
-    assert convert_policy(trunk).config.output_stride == 32
+    assert convert_policy(backbone).config.output_stride == 32
 
 
-def test_missing_weights_of_a_trunk_are_listed():
-    trunk = trunk_weights()
-    del trunk["blocks.1.0.bn2.running_var"]
+def test_missing_weights_of_a_backbone_are_listed():
+    backbone = backbone_weights()
+    del backbone["blocks.1.0.bn2.running_var"]
     with pytest.raises(ValueError, match=r"1 missing: backbone\.blocks\.1\.0\.bn2\.running_var"):
-        convert_policy(trunk)
-    del trunk["blocks.1.0.bn2.num_batches_tracked"]
-    trunk["blocks.1.0.bn2.running_var"] = torch.ones(96)
-    convert_policy(trunk)
+        convert_policy(backbone)
+    del backbone["blocks.1.0.bn2.num_batches_tracked"]
+    backbone["blocks.1.0.bn2.running_var"] = torch.ones(96)
+    convert_policy(backbone)
 
 
-def test_trunk_from_files_and_from_the_weights_package(tmp_path):
-    trunk = trunk_weights()
-    torch.save({"state_dict": trunk}, tmp_path / "trunk.pth")
+def test_backbone_from_files_and_from_the_weights_package(tmp_path):
+    backbone = backbone_weights()
+    torch.save({"state_dict": backbone}, tmp_path / "backbone.pth")
     policy = tiny_policy(width_coefficient=1.0, depth_coefficient=1.0, output_stride=16)
     head = policy.head.weight.clone()
-    load_policy_trunk(policy, tmp_path / "trunk.pth")
-    assert torch.equal(policy.backbone.blocks[4][2].conv_dw.weight, trunk["blocks.4.2.conv_dw.weight"])
+    load_policy_backbone(policy, tmp_path / "backbone.pth")
+    assert torch.equal(policy.backbone.blocks[4][2].conv_dw.weight, backbone["blocks.4.2.conv_dw.weight"])
     assert torch.equal(policy.head.weight, head)
 
     # The package numbers the blocks through and has the weights in the same order.
     stages = [(stage, block) for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for block in range(count)]
-    names = iter(trunk)
+    names = iter(backbone)
     package = {}
     for name in names:
         parts = name.split(".")
@@ -172,17 +175,17 @@ def test_trunk_from_files_and_from_the_weights_package(tmp_path):
             if stage > 0:
                 own = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"}
                 own |= {"conv_pwl": "_project_conv", "bn3": "_bn2"}
-            package[f"_blocks.{stages.index((stage, block))}.{own[parts[3]]}.{parts[4]}"] = trunk[name]
+            package[f"_blocks.{stages.index((stage, block))}.{own[parts[3]]}.{parts[4]}"] = backbone[name]
         else:
             own = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
-            package[f"{own.get(parts[0], '_fc')}.{parts[1]}"] = trunk[name]
+            package[f"{own.get(parts[0], '_fc')}.{parts[1]}"] = backbone[name]
     torch.save(package, tmp_path / "package.pth")
     with pytest.raises(ValueError, match="tf_padding=True"):
-        load_policy_trunk(policy, tmp_path / "package.pth")
+        load_policy_backbone(policy, tmp_path / "package.pth")
     tensorflow = tiny_policy(width_coefficient=1.0, depth_coefficient=1.0, tf_padding=True, batch_norm_eps=1e-3)
-    load_policy_trunk(tensorflow, tmp_path / "package.pth")
+    load_policy_backbone(tensorflow, tmp_path / "package.pth")
     for name, value in tensorflow.backbone.state_dict().items():
-        assert torch.equal(value, trunk[name]), name
+        assert torch.equal(value, backbone[name]), name
 
 
 VIT_SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -327,3 +330,8 @@ def test_unreadable_sources_are_named(tmp_path):
         read_weights(tmp_path / "absent.pth")
     with pytest.raises(FileNotFoundError, match=r"none of model\.safetensors, pytorch_model\.bin, checkpoint\.pth"):
         read_weights(tmp_path)
+
+
+def test_the_earlier_name_of_the_loader_still_works():
+    with pytest.warns(FutureWarning, match="use that name"):
+        assert conversion.load_policy_trunk is load_policy_backbone

@@ -1,3 +1,6 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+
 import json
 from functools import cache
 

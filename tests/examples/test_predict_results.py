@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """What predict.py does with results that are there already and are not, or no more, what it wrote."""
 
 import os

@@ -1,9 +1,12 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+
 import pytest
 import torch
 
 from cts_hf.export.onnx import OPSET_VERSION, OnnxSegmenter, export_onnx
 
-from ..helpers.models import TINY_TRUNK, random_images, tiny_model
+from ..helpers.models import TINY_BACKBONE, random_images, tiny_model
 
 
 pytest.importorskip("onnxscript", reason="ONNX export needs `pip install onnx onnxscript onnxruntime`")
@@ -30,7 +33,7 @@ def assert_equal(model, exported, pixel_values, **options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"image_mean": [0.4, 0.5, 0.6], "policy_config": {**TINY_TRUNK, "image_mean": 0.5, "image_std": 0.25}},
+        {"image_mean": [0.4, 0.5, 0.6], "policy_config": {**TINY_BACKBONE, "image_mean": 0.5, "image_std": 0.25}},
         {"decoder_type": "linear", "use_distillation_token": True},
     ],
 )

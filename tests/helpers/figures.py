@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """What is drawn in the pictures that matplotlib writes."""
 
 from matplotlib.figure import Figure

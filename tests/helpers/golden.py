@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """
 Numeric references made by running the original implementation of CTS on random weights. Small ones are in `fixtures`;
 the others are looked for in the folder that the environment variable CTS_GOLDEN_DIR names.

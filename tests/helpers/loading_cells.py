@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """
 Loads a checkpoint in many ways, each in a process of its own, in an environment from which packages are hidden. Run as
 a script with the folder of a job: job.json names the hidden packages and the cells, CELL.json is written for each.

@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """A Segmenter of PyTorch's own layers whose weights have the names, shapes and epsilons of mmsegmentation's."""
 
 import torch

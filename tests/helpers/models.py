@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """Tiny models (under 100k parameters) and inputs for the tests."""
 
 import torch
@@ -5,7 +7,7 @@ import torch
 from cts_hf import CtsConfig, CtsForSemanticSegmentation, CtsPolicyConfig, CtsPolicyModel
 
 
-TINY_TRUNK = {"width_coefficient": 0.1, "depth_coefficient": 0.3}
+TINY_BACKBONE = {"width_coefficient": 0.1, "depth_coefficient": 0.3}
 
 
 def tiny_config(**overrides):
@@ -17,7 +19,7 @@ def tiny_config(**overrides):
         "num_attention_heads": 2,
         "intermediate_size": 64,
         "num_labels": 5,
-        "policy_config": dict(TINY_TRUNK),
+        "policy_config": dict(TINY_BACKBONE),
     }
     return CtsConfig(**{**options, **overrides})
 
@@ -32,7 +34,7 @@ def tiny_model(seed=0, **overrides):
 
 def tiny_policy(seed=0, **overrides):
     torch.manual_seed(seed)
-    return CtsPolicyModel(CtsPolicyConfig(**{"superpatch_size": 16, **TINY_TRUNK, **overrides})).eval()
+    return CtsPolicyModel(CtsPolicyConfig(**{"superpatch_size": 16, **TINY_BACKBONE, **overrides})).eval()
 
 
 def random_images(batch_size=2, height=64, width=64, seed=0):

@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """Tiny training runs for the tests: a folder of small scenes, a model of two layers, a few steps."""
 
 import importlib.util

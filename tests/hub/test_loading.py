@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """
 Every way to load a checkpoint: with and without this package, trust in its code, torchvision, from a folder and from
 the Hub's cache, with each auto class and the pipeline. `pytest -s -m slow tests/test_loading.py` prints the matrix.

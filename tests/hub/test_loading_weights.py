@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """What is refused when a model is opened, whichever script opens it."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """What images are normalized with: what weights expect, what the policy sees, and image processors that disagree."""
 
 import json
@@ -10,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
-from cts_hf.conversion import load_policy_trunk, load_vit_weights
+from cts_hf.conversion import load_policy_backbone, load_vit_weights
 from cts_hf.hub.loading import load_config, load_processor, load_segmenter
 from cts_hf.hub.normalization import (
     HALF,
@@ -21,7 +23,7 @@ from cts_hf.hub.normalization import (
 )
 from cts_hf.training import save_model_folder
 
-from ..helpers.models import TINY_TRUNK, random_images, tiny_model, tiny_policy
+from ..helpers.models import TINY_BACKBONE, random_images, tiny_model, tiny_policy
 
 
 # Numbers that float32 has exactly, and quotients that it has exactly, too: renormalizing them rounds nothing.
@@ -41,7 +43,7 @@ def raw_images(batch_size=2, height=41, width=70):
 
 def model_of(normalization, policy_normalization, **options):
     return tiny_model(
-        **normalization._asdict(), policy_config={**TINY_TRUNK, **policy_normalization._asdict()}, **options
+        **normalization._asdict(), policy_config={**TINY_BACKBONE, **policy_normalization._asdict()}, **options
     )
 
 
@@ -278,17 +280,17 @@ def test_weights_that_do_not_fit_leave_the_configuration(tmp_path):
     assert (model.config.image_mean, model.config.image_std) == HALF
 
 
-def test_a_policy_records_what_its_trunk_expects(tmp_path):
+def test_a_policy_records_what_its_backbone_expects(tmp_path):
     timm = pytest.importorskip("timm")
     save_file(timm.create_model("efficientnet_lite0").state_dict(), tmp_path / "model.safetensors")
     cfg = timm.get_pretrained_cfg("efficientnet_lite0.ra_in1k")
     description = {"architecture": "efficientnet_lite0", "pretrained_cfg": {"mean": cfg.mean, "std": cfg.std}}
     (tmp_path / "config.json").write_text(json.dumps(description))
     model = tiny_model(policy_config={"output_stride": 8})
-    load_policy_trunk(model.cts.policy, tmp_path)
+    load_policy_backbone(model.cts.policy, tmp_path)
     assert (model.config.policy_config.image_mean, model.config.policy_config.image_std) == IMAGENET
     assert (model.config.image_mean, model.config.image_std) == HALF
-    load_policy_trunk(model.cts.policy, tmp_path, image_mean=0.5, image_std=0.5)
+    load_policy_backbone(model.cts.policy, tmp_path, image_mean=0.5, image_std=0.5)
     assert (model.config.policy_config.image_mean, model.config.policy_config.image_std) == HALF
 
 
@@ -337,5 +339,5 @@ def test_a_configuration_of_old_is_completed_by_the_image_processor(tmp_path):
 
 
 def test_a_policy_that_names_no_normalization_has_the_models():
-    model = tiny_model(image_mean=IMAGENET.image_mean, policy_config={**TINY_TRUNK, "image_mean": None})
+    model = tiny_model(image_mean=IMAGENET.image_mean, policy_config={**TINY_BACKBONE, "image_mean": None})
     assert model.config.policy_config.image_mean == model.config.image_mean == IMAGENET.image_mean

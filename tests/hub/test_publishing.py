@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """Uploads to a stand-in of the Hub that speaks its HTTP interface, on this machine."""
 
 import ast

@@ -1,3 +1,6 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+
 import copy
 
 import pytest
@@ -12,7 +15,7 @@ from cts_hf import (
     unshare,
 )
 
-from ..helpers.models import TINY_TRUNK, random_images, tiny_config, tiny_model
+from ..helpers.models import TINY_BACKBONE, random_images, tiny_config, tiny_model
 
 
 SIZES = [(64, 64), (64, 96), (16, 16), (41, 70), (33, 129)]
@@ -92,8 +95,8 @@ def test_images_of_a_batch_are_independent():
     [
         {},
         {"decoder_type": "linear", "use_distillation_token": True},
-        {"policy_config": {**TINY_TRUNK, "output_stride": 8}},
-        {"policy_config": {**TINY_TRUNK, "tf_padding": True, "output_stride": 16}},
+        {"policy_config": {**TINY_BACKBONE, "output_stride": 8}},
+        {"policy_config": {**TINY_BACKBONE, "tf_padding": True, "output_stride": 16}},
     ],
 )
 @torch.no_grad()

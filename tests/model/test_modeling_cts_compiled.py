@@ -1,3 +1,6 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+
 import pytest
 import torch
 from torch import nn
@@ -5,7 +8,7 @@ from torch._dynamo.testing import CompileCounter
 
 from cts_hf.model.modeling_cts_policy import pad_to_superpatches
 
-from ..helpers.models import TINY_TRUNK, random_images, tiny_model
+from ..helpers.models import TINY_BACKBONE, random_images, tiny_model
 
 
 @pytest.mark.slow
@@ -45,7 +48,7 @@ def test_images_of_sizes_that_vary_can_be_compiled(dynamic):
 @torch.no_grad()
 def test_a_model_compiled_by_default_takes_any_sizes(tf_padding, pads_batch):
     torch._dynamo.reset()
-    policy = {**TINY_TRUNK, "output_stride": 8, "tf_padding": tf_padding}  # fewer stages, as compiling takes long
+    policy = {**TINY_BACKBONE, "output_stride": 8, "tf_padding": tf_padding}  # fewer stages, as compiling takes long
     model = tiny_model(num_hidden_layers=1, decoder_type="linear", policy_config=policy)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for height, width in SIZES_IN_A_ROW:

@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """Parts of a model in different dtypes, quantized, or without parameters of their own."""
 
 import copy

@@ -1,3 +1,6 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+
 import copy
 import importlib
 import shutil
@@ -12,7 +15,7 @@ from cts_hf import CtsForSemanticSegmentation, CtsPolicyConfig, CtsPolicyModel, 
 from cts_hf.conversion import convert_policy
 from cts_hf.model.modeling_cts_policy import halve
 
-from ..helpers.models import TINY_TRUNK, random_images, tiny_model, tiny_policy
+from ..helpers.models import TINY_BACKBONE, random_images, tiny_model, tiny_policy
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
@@ -64,7 +67,7 @@ def test_save_and_load(tmp_path):
     ("name", "tf_padding", "eps"), [("efficientnet_lite0", False, 1e-5), ("tf_efficientnet_lite0", True, 1e-3)]
 )
 @torch.no_grad()
-def test_trunk_agrees_with_timm(name, tf_padding, eps):
+def test_backbone_agrees_with_timm(name, tf_padding, eps):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     reference = timm.create_model(name, pretrained=False, features_only=True).eval()
@@ -234,7 +237,9 @@ def test_a_policy_of_another_copy_of_the_code_can_be_set(tmp_path, monkeypatch):
             shutil.copy(file, tmp_path / "another_copy")
     monkeypatch.syspath_prepend(tmp_path)
     another = importlib.import_module("another_copy.modeling_cts_policy")
-    policy = another.CtsPolicyModel(another.CtsPolicyConfig(superpatch_size=16, output_stride=16, **TINY_TRUNK)).eval()
+    policy = another.CtsPolicyModel(
+        another.CtsPolicyConfig(superpatch_size=16, output_stride=16, **TINY_BACKBONE)
+    ).eval()
     assert not isinstance(policy.config, CtsPolicyConfig)
     model = tiny_model()
     model.set_policy(policy)

@@ -1,3 +1,5 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """
 A folder written by `save_pretrained` is all that is needed: it is a model of the auto classes and the pipeline, and
 can be saved again, also by those who do not have this package. test_loading.py has all the ways to load one.

@@ -1,23 +1,15 @@
-# Copyright 2026 The cts_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """Weights of other implementations in, weights in the original layout out."""
+
+import warnings
+from typing import Any
 
 from .converters import (
     convert_mmsegmentation,
     convert_policy,
     convert_segmenter,
-    load_policy_trunk,
+    load_policy_backbone,
     load_vit_weights,
     to_original,
 )
@@ -27,7 +19,14 @@ __all__ = [
     "convert_mmsegmentation",
     "convert_policy",
     "convert_segmenter",
-    "load_policy_trunk",
+    "load_policy_backbone",
     "load_vit_weights",
     "to_original",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_policy_trunk":
+        warnings.warn("`load_policy_trunk` is now `load_policy_backbone`: use that name.", FutureWarning, stacklevel=2)
+        return load_policy_backbone
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

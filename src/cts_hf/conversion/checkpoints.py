@@ -1,16 +1,5 @@
-# Copyright 2026 The cts_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """
 Whole checkpoints of other implementations: files and folders in, a model and its image processor out, and back. What
 kind of checkpoint it is shows in the names of its weights.
@@ -52,8 +41,8 @@ _TELLING_WEIGHTS = {
     "encoder.patch_embed.proj.weight": "segmenter",
     "backbone.patch_embed.projection.weight": "mmsegmentation",
     "backbone.conv_stem.weight": "policy",
-    "conv_stem.weight": "policy trunk",
-    "_conv_stem.weight": "policy trunk",
+    "conv_stem.weight": "policy backbone",
+    "_conv_stem.weight": "policy backbone",
 }
 _IMAGENET_CLASSES = 1000
 
@@ -115,12 +104,12 @@ def convert_checkpoint(
 
 def load_policy(source: str | Path, **options: Any) -> CtsPolicyModel:
     """
-    Opens a policy of any kind: a folder of this package, a policy network of the original, or an ImageNet trunk, which
-    gets a classifier with random weights.
+    Opens a policy of any kind: a folder of this package, a policy network of the original, or an ImageNet backbone,
+    which gets a classifier with random weights.
 
     Args:
         source (`str` or `Path`): A folder with `config.json`, or what [`read_weights`] opens.
-        options: As for [`convert_policy`], for weights that are not this package's. A trunk's normalization is the
+        options: As for [`convert_policy`], for weights that are not this package's. A backbone's normalization is the
             one that [`weights_normalization`] knows by default, else 0.5, which is then logged.
 
     Raises:
@@ -131,9 +120,9 @@ def load_policy(source: str | Path, **options: Any) -> CtsPolicyModel:
         return load_policy_folder(source)
     state_dict = _strip_module(read_weights(source))
     kind = _recognize(state_dict, source)
-    if kind not in ("policy", "policy trunk"):
+    if kind not in ("policy", "policy backbone"):
         raise ValueError(f"{source} holds a {kind} model, not a policy: convert it with `convert_checkpoint`.")
-    if kind == "policy trunk":
+    if kind == "policy backbone":
         options |= _choose_normalization(source, state_dict, kind, options)
     converted = convert_policy(state_dict, **options)
     check_finite(converted, source)

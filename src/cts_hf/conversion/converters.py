@@ -1,16 +1,5 @@
-# Copyright 2026 The cts_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """
 Weights of other implementations in, models of this package out. Whatever can be read off the shapes of the weights is;
 what is missing, left over or misshaped is an error that lists it.
@@ -30,6 +19,7 @@ from ..model.modeling_cts import CtsForSemanticSegmentation, CtsModel
 from ..model.modeling_cts_policy import CtsPolicyModel
 from .weight_files import read_weights
 from .weight_names import (
+    backbone_output_stride,
     count_blocks,
     load_renamed,
     merge_to_original,
@@ -39,7 +29,6 @@ from .weight_names import (
     rename_mmsegmentation,
     rename_transformers,
     require_weight,
-    trunk_output_stride,
 )
 
 
@@ -47,7 +36,7 @@ logger = logging.get_logger(__name__)
 
 # The ImageNet classifiers that Segmenter's encoder and timm's EfficientNet carry along.
 _UNUSED_SEGMENTER_WEIGHTS = ("encoder.head.", "encoder.head_dist.")
-_UNUSED_TRUNK_WEIGHTS = ("conv_head.", "bn2.", "classifier.")
+_UNUSED_BACKBONE_WEIGHTS = ("conv_head.", "bn2.", "classifier.")
 _UNUSED_VIT_WEIGHTS = ("head.", "head_dist.", "fc_norm.", "classifier.", "cls_classifier.", "distillation_classifier.")
 _UNUSED_VIT_WEIGHTS += ("pooler.", "embeddings.mask_token", "decoder.")
 
@@ -162,16 +151,16 @@ def convert_policy(
 ) -> CtsPolicyModel:
     """
     Makes a policy of the weights of the original policy network, or of timm's `efficientnet_lite0` or
-    `tf_efficientnet_lite0`. A trunk without classifier gets a new one, with random weights.
+    `tf_efficientnet_lite0`. A backbone without classifier gets a new one, with random weights.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`):
-            Either `backbone.*` and `head.*`, possibly behind `policy_net.`, or the trunk alone under timm's names.
+            Either `backbone.*` and `head.*`, possibly behind `policy_net.`, or the backbone alone under timm's names.
         superpatch_size (`int`):
             Side of a superpatch in pixels.
         output_stride (`int`, *optional*):
-            Stage of the trunk to read: 32, 16 or 8. The last one that there are weights for by default; weights of
-            later stages of a trunk without classifier are left out.
+            Stage of the backbone to read: 32, 16 or 8. The last one that there are weights for by default; weights of
+            later stages of a backbone without classifier are left out.
         batch_norm_eps (`float`), tf_padding (`bool`):
             1e-5 and `False` for PyTorch's weights; 1e-3 and `True` for TensorFlow's (`tf_efficientnet_lite0`).
         image_mean, image_std (number or sequence of them, *optional*):
@@ -185,15 +174,15 @@ def convert_policy(
         ValueError: If weights are missing, left over or misshaped; all of them are listed.
     """
     state_dict = {name.removeprefix("policy_net."): value for name, value in state_dict.items()}
-    is_trunk_only = not any(name.startswith(("backbone.", "head.")) for name in state_dict)
-    if is_trunk_only:
+    is_backbone_only = not any(name.startswith(("backbone.", "head.")) for name in state_dict)
+    if is_backbone_only:
         state_dict = {
             f"backbone.{name}": value
             for name, value in state_dict.items()
-            if not name.startswith(_UNUSED_TRUNK_WEIGHTS)
+            if not name.startswith(_UNUSED_BACKBONE_WEIGHTS)
         }
     if output_stride is None:
-        output_stride = trunk_output_stride(state_dict, "backbone.")
+        output_stride = backbone_output_stride(state_dict, "backbone.")
     config = CtsPolicyConfig(
         superpatch_size=superpatch_size,
         output_stride=output_stride,
@@ -205,17 +194,17 @@ def convert_policy(
     )
     model = CtsPolicyModel(config)
     names = {name: name for name in model.state_dict()}
-    if is_trunk_only:
+    if is_backbone_only:
         num_stages = len(model.backbone.blocks)
         state_dict = {name: value for name, value in state_dict.items() if _stage(name) < num_stages}
         names = {name: source for name, source in names.items() if not name.startswith("head.")}
     load_renamed(model, names, state_dict)
-    if is_trunk_only:
-        logger.warning("The policy's classifier is random, as the weights are of a trunk alone: train it.")
+    if is_backbone_only:
+        logger.warning("The policy's classifier is random, as the weights are of a backbone alone: train it.")
     return model.eval()
 
 
-def load_policy_trunk(
+def load_policy_backbone(
     model: CtsPolicyModel,
     source: str | Path,
     *,
@@ -223,7 +212,7 @@ def load_policy_trunk(
     image_std: float | Sequence[float] | None = None,
 ) -> None:
     """
-    Loads ImageNet weights into the trunk of a policy, in place; its classifier stays as it is. Its configuration
+    Loads ImageNet weights into the backbone of a policy, in place; its classifier stays as it is. Its configuration
     records the normalization that they expect.
 
     Args:
@@ -280,7 +269,7 @@ def load_vit_weights(
             What [`read_weights`] opens, under the names of timm, of transformers' `ViTModel` and `DeiTModel`, or of
             Google's AugReg (`.npz`).
         image_mean, image_std (number or sequence of them, *optional*):
-            As in [`load_policy_trunk`].
+            As in [`load_policy_backbone`].
 
     Raises:
         ValueError: If weights are missing, left over or misshaped; all of them are listed.
@@ -338,7 +327,7 @@ def _read_shapes(
     num_labels = len(require_weight(state_dict, classifier, num_dims))
     policy_config = None
     if use_policy := any(name.startswith("policy_net.") for name in state_dict):
-        policy_config = {"output_stride": trunk_output_stride(state_dict, "policy_net.backbone.")}
+        policy_config = {"output_stride": backbone_output_stride(state_dict, "policy_net.backbone.")}
     use_distillation_token = "encoder.dist_token" in state_dict
     if image_size is None:
         num_patches = require_weight(state_dict, "encoder.pos_embed", num_dims=3).shape[1] - 1 - use_distillation_token
@@ -361,7 +350,7 @@ def _read_shapes(
 
 
 def _merge_policy_config(options: dict[str, Any], shapes: dict[str, Any]) -> None:
-    # Shapes tell the stage of the trunk that is read; its padding and epsilon are for the caller to say.
+    # Shapes tell the stage of the backbone that is read; its padding and epsilon are for the caller to say.
     given = options.pop("policy_config", None) or {}
     given = given if isinstance(given, Mapping) else given.to_dict()
     told = shapes["policy_config"]
@@ -390,7 +379,7 @@ __all__ = [
     "convert_mmsegmentation",
     "convert_policy",
     "convert_segmenter",
-    "load_policy_trunk",
+    "load_policy_backbone",
     "load_vit_weights",
     "to_original",
 ]

@@ -1,16 +1,5 @@
-# Copyright 2026 The cts_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """
 The names that others give to the same weights. Every layout is translated to the one that CTS, Segmenter and timm
 share (`encoder.blocks.0.attn.qkv.weight`), and that one to ours and back.
@@ -248,12 +237,12 @@ def count_blocks(state_dict: Iterable[str], prefix: str) -> int:
     return max(numbers, default=-1) + 1
 
 
-def trunk_output_stride(state_dict: Iterable[str], prefix: str) -> int:
+def backbone_output_stride(state_dict: Iterable[str], prefix: str) -> int:
     """The stride of the last stage of an EfficientNet-Lite0 whose weights have names that begin with `prefix`."""
     num_stages = count_blocks(state_dict, f"{prefix}blocks.")
     if num_stages not in _STRIDE_OF_NUM_STAGES:
         raise ValueError(
-            f"An EfficientNet-Lite0 trunk has 7 stages, or 5 or 3 of them, got weights of {num_stages} under "
+            f"An EfficientNet-Lite0 backbone has 7 stages, or 5 or 3 of them, got weights of {num_stages} under "
             f"'{prefix}blocks.'."
         )
     return _STRIDE_OF_NUM_STAGES[num_stages]
@@ -289,6 +278,7 @@ def load_renamed(model: torch.nn.Module, sources: Mapping[str, str], state_dict:
 
 
 __all__ = [
+    "backbone_output_stride",
     "count_blocks",
     "from_original",
     "list_problems",
@@ -300,5 +290,4 @@ __all__ = [
     "rename_mmsegmentation",
     "rename_transformers",
     "require_weight",
-    "trunk_output_stride",
 ]

@@ -140,10 +140,10 @@ class CtsPolicyConfig(_CheckedConfig, PreTrainedConfig):
         superpatch_size (`int`, *optional*, defaults to 32):
             Side of a superpatch in pixels: twice the patch size of the segmentation model.
         output_stride (`int`, *optional*, defaults to 32):
-            Stage of the EfficientNet-Lite0 trunk that is read: 32, 16 or 8 input pixels per feature; later stages are
-            not built. The input is resized by `output_stride / superpatch_size`, so that the features lie on the grid
-            of superpatches. 32 is the network of the paper; 16 sees the image at half resolution and is several times
-            cheaper.
+            Stage of the EfficientNet-Lite0 backbone that is read: 32, 16 or 8 input pixels per feature; later stages
+            are not built. The input is resized by `output_stride / superpatch_size`, so that the features lie on the
+            grid of superpatches. 32 is the network of the paper; 16 sees the image at half resolution and is several
+            times cheaper.
         width_coefficient (`float`, *optional*, defaults to 1.0):
             Scales the channels of every stage.
         depth_coefficient (`float`, *optional*, defaults to 1.0):

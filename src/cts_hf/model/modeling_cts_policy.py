@@ -12,8 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The policy network of CTS: which superpatches show one class? An EfficientNet-Lite0 trunk with a 1 x 1 convolution on
-top (paper, section 3.2).
+The policy network of CTS: which superpatches show one class? An EfficientNet-Lite0 backbone with a 1 x 1 convolution
+on top (paper, section 3.2).
 """
 
 import math
@@ -102,7 +102,7 @@ class CtsPolicyModel(PreTrainedModel):
         """
         if self.training:
             raise ValueError("`fuse_batch_norm` is for inference, and the policy is in training mode: call `eval()`.")
-        # Every convolution of the trunk is registered just before its normalization.
+        # Every convolution of the backbone is registered just before its normalization.
         for convolution, norm in pairwise(self.backbone.modules()):
             if isinstance(convolution, CtsPolicyConv2d):
                 convolution.fold(norm)
@@ -160,7 +160,7 @@ class CtsPolicyModel(PreTrainedModel):
         return CtsPolicyOutput(loss=loss, logits=logits)
 
     def _resize(self, pixel_values: torch.Tensor, superpatch_mask: torch.Tensor | None) -> torch.Tensor:
-        # One feature per superpatch: the trunk's stride must span a superpatch.
+        # One feature per superpatch: the backbone's stride must span a superpatch.
         superpatch_size, output_stride = self.config.superpatch_size, self.config.output_stride
         if superpatch_size == output_stride:
             return pixel_values

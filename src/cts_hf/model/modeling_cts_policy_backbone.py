@@ -12,8 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The trunk of the policy network: EfficientNet-Lite0 (Liu, 2020), that is, EfficientNet without squeeze-and-excitation
-and with ReLU6 instead of swish. The parameters have timm's names, so that its checkpoints load as they are.
+The backbone of the policy network: EfficientNet-Lite0 (Liu, 2020), EfficientNet without squeeze-and-excitation and
+with ReLU6 instead of swish. The parameters have timm's names, so that its checkpoints load as they are.
 """
 
 import math
@@ -40,7 +40,7 @@ _NUM_STAGES_OF_STRIDE = {8: 3, 16: 5, 32: 7}
 
 
 def scaled_channels(channels: int, width_coefficient: float) -> int:
-    """Channels of a stage of a wider or narrower trunk: a multiple of 8 that is at most 10 % below the exact value."""
+    """Channels of a stage of a wider or narrower backbone: a multiple of 8, at most 10 % below the exact value."""
     exact = channels * width_coefficient
     rounded = max(8, int(exact + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * exact else rounded

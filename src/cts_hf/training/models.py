@@ -1,23 +1,12 @@
-# Copyright 2026 The cts_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """The models of a training run, made from its options."""
 
 from typing import Any
 
 import torch
 
-from ..conversion.converters import load_policy_trunk, load_vit_weights
+from ..conversion.converters import load_policy_backbone, load_vit_weights
 from ..data import IGNORE_INDEX, SegmentationData
 from ..hub.loading import load_config, load_processor, load_segmenter
 from ..hub.normalization import HALF, Normalization, check_normalization, weights_normalization
@@ -70,7 +59,7 @@ def policy_config(args: PolicyArguments, patch_size: int, normalization: Normali
 
 def build_policy(args: PolicyArguments, patch_size: int, normalization: Normalization = HALF) -> CtsPolicyModel:
     """
-    A policy with an ImageNet trunk if `policy_weights` name one, otherwise with random weights.
+    A policy with an ImageNet backbone if `policy_weights` name one, otherwise with random weights.
 
     Args:
         args: its options.
@@ -80,7 +69,7 @@ def build_policy(args: PolicyArguments, patch_size: int, normalization: Normaliz
     policy = CtsPolicyModel(policy_config(args, patch_size, normalization))
     if args.policy_weights:
         told = {"image_mean": args.policy_image_mean, "image_std": args.policy_image_std}
-        load_policy_trunk(policy, args.policy_weights, **told)
+        load_policy_backbone(policy, args.policy_weights, **told)
     return policy
 
 
