@@ -1,11 +1,11 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Mean IoU of a model on a data set, under one policy and budget or many.
+Mean IoU of a model on a data set, under one sharing strategy and budget or several.
 
     python examples/evaluate.py --model outputs/camvid --data_dir camvid --ignore_index 11
     accelerate launch examples/evaluate.py --model outputs/camvid --data_dir camvid --ignore_index 11 --split test \
-        --policy learned random oracle --token_reduction 0 0.15 0.3 0.4375 0.6 0.75 --output_dir outputs/sweep
+        --sharing learned random oracle --token_reduction 0 0.15 0.3 0.4375 0.6 0.75 --output_dir outputs/sweep
 
 prints a table and writes evaluation.json, and of several budgets evaluation.png: mean IoU against tokens and
 multiply-adds. Those of an earlier run are only replaced with --overwrite_output_dir. Under `accelerate launch` every
@@ -18,6 +18,7 @@ always compared with the labels at the size of the labels.
 """
 
 import sys
+from argparse import SUPPRESS, Action
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from transformers import HfArgumentParser
 from cts_hf.data import DataError
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.evaluation.command_line import new_accelerator, print_text
-from cts_hf.evaluation.evaluator import POLICIES
+from cts_hf.evaluation.evaluator import STRATEGIES
 from cts_hf.evaluation.inference import InferenceOptions
 from cts_hf.evaluation.sweep import budget_sweep, format_table, plot_sweep, to_json
 from cts_hf.hub.loading import load_config, load_processor, load_segmenter
@@ -54,15 +55,15 @@ class EvaluationArguments:
         default=None, metadata={"help": "Split of the data set; 'val' or 'validation' if unset."}
     )
     max_samples: int | None = field(default=None, metadata={"help": "Evaluate the first images only."})
-    policy: list[str] = field(
+    sharing: list[str] = field(
         default_factory=lambda: ["learned"],
-        metadata={"help": "What chooses the superpatches that share a token.", "choices": POLICIES},
+        metadata={"help": "What chooses the superpatches that share a token.", "choices": STRATEGIES},
     )
     token_reduction: list[float] | None = field(
         default=None, metadata={"help": "Fractions of the tokens to remove, 0 to 0.75. Default: the model's own."}
     )
     num_workers: int = field(default=2, metadata={"help": "Processes that read images."})
-    seed: int = field(default=0, metadata={"help": "Seed of the random policy."})
+    seed: int = field(default=0, metadata={"help": "Seed of random sharing, and of ties under the oracle."})
 
     def __post_init__(self):
         self.output_dir = self.output_dir or f"outputs/evaluation/{Path(self.model).resolve().name}"
@@ -74,8 +75,16 @@ class EvaluationArguments:
             check_token_reduction(token_reduction)
 
 
+class RefusePolicy(Action):
+    """Ends the command with the new name of an option that it had."""
+
+    def __call__(self, parser, *_):
+        parser.error(f"`--policy` is now `--sharing`, one or more of {', '.join(STRATEGIES)}: rename the option.")
+
+
 def main():
     parser = HfArgumentParser((EvaluationArguments, DatasetArguments, InferenceOptions))
+    parser.add_argument("--policy", nargs="*", action=RefusePolicy, default=SUPPRESS, help=SUPPRESS)
     arguments, dataset_arguments, options = parser.parse_args_into_dataclasses()
     load_config(arguments.model)  # a wrong path leaves no folder behind
     accelerator = new_accelerator()
@@ -123,7 +132,7 @@ def evaluate(
         model,
         rows,
         processor,
-        arguments.policy,
+        arguments.sharing,
         arguments.token_reduction or [model.config.token_reduction],
         options=options,
         num_workers=arguments.num_workers,

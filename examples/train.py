@@ -186,15 +186,15 @@ def train_policy(policy: CtsPolicyModel, arguments: tuple, data: SegmentationDat
 
 
 def sharings(token_reduction: float) -> list[Sharing]:
-    """No sharing, and every policy at the budget that the model was trained with."""
-    shared = [Sharing(policy, token_reduction) for policy in ("learned", "random", "oracle")]
-    return [Sharing("learned", 0.0), *(shared if token_reduction > 0 else [])]
+    """No sharing, and every other strategy at the budget that the model was trained with."""
+    shared = [Sharing(strategy, token_reduction) for strategy in ("learned", "random", "oracle")]
+    return [Sharing("none", 0.0), *(shared if token_reduction > 0 else [])]
 
 
 def describe(result: dict[str, Any]) -> str:
     if result["token_reduction"] == 0:
         return "no sharing"
-    return f"{result['policy']} sharing of {result['token_reduction']:.0%} of the tokens"
+    return f"{result['sharing']} sharing of {result['token_reduction']:.0%} of the tokens"
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -202,7 +202,7 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = ["", f"{'sharing':<12}{'fewer tokens':>14}{'mean IoU':>10}{'one class':>11}"]
     for result in results:
         reduction = result["token_reduction"]
-        name, precision = result["policy"], f"{result.get('policy_precision_at_budget', float('nan')):.3f}"
+        name, precision = result["sharing"], f"{result.get('policy_precision_at_budget', float('nan')):.3f}"
         if reduction == 0:
             name, precision = "none", "-"
         lines.append(f"{name:<12}{f'{reduction:.1%}':>14}{result['mean_iou']:>10.4f}{precision:>11}")

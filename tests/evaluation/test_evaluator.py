@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cts_hf import CtsImageProcessor, num_shared_superpatches, superpatch_targets
 from cts_hf.data import build_scenes, load_folder
-from cts_hf.evaluation.evaluator import POLICIES, Sharing, evaluate_segmentation, evaluate_sharings
+from cts_hf.evaluation.evaluator import STRATEGIES, Sharing, evaluate_segmentation, evaluate_sharings
 from cts_hf.evaluation.inference import InferenceOptions, View, segment, with_flips
 from cts_hf.evaluation.mean_iou import MeanIoU
 from cts_hf.evaluation.sweep import budget_sweep, format_table, multiply_adds, num_tokens, plot_sweep, to_json
@@ -87,19 +87,20 @@ def test_windows_scales_and_flips_as_segment_gives_them():
 @pytest.mark.parametrize("options", [{}, {**WINDOWS, "flip": True}])
 def test_streamed_rows_and_several_sharings_at_once_change_nothing(options):
     model, options = scene_model(), InferenceOptions(**options, batch_size=2)
-    sharings = [Sharing(policy, 0.3) for policy in POLICIES] + [Sharing("learned", 0)]
+    sharings = [Sharing(strategy, 0.3) for strategy in STRATEGIES[1:]] + [Sharing("learned", 0)]
     together = evaluate_sharings(model, scenes(), processor(), sharings, options=options)
     streamed = evaluate_sharings(model, scenes().to_iterable_dataset(), processor(), sharings, options=options)
     assert to_json(streamed) == to_json(together)
     for sharing, result in zip(sharings, together, strict=True):
-        alone = evaluate_segmentation(model, scenes(), processor(), options=options, **sharing._asdict())
+        settings = {"sharing": sharing.strategy, "token_reduction": sharing.token_reduction}
+        alone = evaluate_segmentation(model, scenes(), processor(), options=options, **settings)
         assert to_json(alone) == to_json(result)
         assert ("policy_accuracy" in result) == (sharing.token_reduction > 0)
 
 
 def test_random_scores_belong_to_the_image_not_to_its_batch():
     model = scene_model()
-    arguments = {"policy": "random", "token_reduction": 0.3}
+    arguments = {"sharing": "random", "token_reduction": 0.3}
     one = scores_seen(model, scenes(), processor(), options=InferenceOptions(batch_size=1), **arguments)
     two = scores_seen(model, scenes(), processor(), options=InferenceOptions(batch_size=2), **arguments)
     assert torch.equal(one, two)
@@ -108,7 +109,7 @@ def test_random_scores_belong_to_the_image_not_to_its_batch():
 
 
 def test_oracle_prefers_one_class_then_what_is_ignored_and_breaks_ties_at_random():
-    scores = scores_seen(scene_model(), scenes(), processor(), policy="oracle", token_reduction=0.3)
+    scores = scores_seen(scene_model(), scenes(), processor(), sharing="oracle", token_reduction=0.3)
     labels = torch.stack([label_tensor(row) for row in scenes()])
     seen = (2 * torch.arange(64) + 1) * 80 // 128  # the nearest pixels
     targets = superpatch_targets(labels[:, seen[:, None], seen], 16)
@@ -119,7 +120,7 @@ def test_oracle_prefers_one_class_then_what_is_ignored_and_breaks_ties_at_random
     labels[20:24] = 1  # the second row of superpatches holds two classes
     labels[:4] = 255  # the first is partly ignored, on the border
     row = {"image": Image.new("RGB", (64, 64)), "label": Image.fromarray(labels)}
-    scores = scores_seen(scene_model(), [row], processor(), policy="oracle", token_reduction=0.3)[0]
+    scores = scores_seen(scene_model(), [row], processor(), sharing="oracle", token_reduction=0.3)[0]
     assert scores[1].max() < scores[0].min() < scores[0].max() < scores[2:].min()
     order = scores[2:].flatten().argsort()
     assert not torch.equal(order, order.sort().values)
@@ -130,11 +131,11 @@ def test_policy_metrics_are_of_what_is_shared():
     options = InferenceOptions(**WINDOWS)
     budget = 0.3
     result = evaluate_segmentation(
-        scene_model(), scenes(), processor(), policy="oracle", token_reduction=budget, options=options
+        scene_model(), scenes(), processor(), sharing="oracle", token_reduction=budget, options=options
     )
     assert result["policy_accuracy"] == result["policy_average_precision"] == 1
     assert 0 < result["policy_precision_at_budget"] <= 1
-    unshared = evaluate_segmentation(scene_model(), scenes(), processor(), policy="oracle", token_reduction=0)
+    unshared = evaluate_segmentation(scene_model(), scenes(), processor(), sharing="oracle", token_reduction=0)
     assert not any(name.startswith("policy_") for name in unshared)
 
 
@@ -161,9 +162,9 @@ def test_of_equal_scores_those_count_that_shared(dtype, options):
     assert result["policy_precision_at_budget"] == 1
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("sharing", STRATEGIES[1:])
 @pytest.mark.parametrize("options", [{}, {"window": 64, "flip": True}])
-def test_metrics_are_those_of_the_models_own_outputs(policy, options):
+def test_metrics_are_those_of_the_models_own_outputs(sharing, options):
     model, forwards, policy_runs = scene_model(), [], []
 
     def answer_something_else(module, args, outputs):
@@ -179,13 +180,13 @@ def test_metrics_are_those_of_the_models_own_outputs(policy, options):
 
     model.register_forward_hook(answer_something_else)
     model.cts.policy.register_forward_hook(lambda *_: policy_runs.append(1))
-    settings = {"policy": policy, "token_reduction": HALF, "options": InferenceOptions(**options)}
+    settings = {"sharing": sharing, "token_reduction": HALF, "options": InferenceOptions(**options)}
     result = evaluate_segmentation(model, [half_plain_row()], processor(), **settings)
     assert result["policy_precision_at_budget"] == 0
-    assert (result["policy_accuracy"] == 1) == (policy != "random")
+    assert (result["policy_accuracy"] == 1) == (sharing != "random")
     # The policy runs inside the model and nowhere else.
-    assert forwards == [index + 1 if policy == "learned" else 0 for index in range(len(forwards))]
-    assert len(policy_runs) == (len(forwards) if policy == "learned" else 0)
+    assert forwards == [index + 1 if sharing == "learned" else 0 for index in range(len(forwards))]
+    assert len(policy_runs) == (len(forwards) if sharing == "learned" else 0)
 
 
 def test_the_models_own_budget_is_the_default():
@@ -207,20 +208,24 @@ def test_training_mode_comes_back():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"policy": "best"}, "`policy` must be one of learned, random, oracle, got 'best'"),
+        ({"sharing": "best"}, "`sharing` must be one of none, learned, random, oracle, got 'best'"),
+        (
+            {"sharing": "none", "token_reduction": 0.3},
+            "`token_reduction` must be 0 where `sharing` is 'none', got 0.3",
+        ),
         ({"token_reduction": 0.8}, "between 0"),
     ],
 )
-def test_unknown_policies_and_budgets_are_refused(settings, message):
+def test_unknown_strategies_and_budgets_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         evaluate_segmentation(scene_model(), scenes(), processor(), **settings)
 
 
-def test_a_model_without_policy_needs_another_one():
+def test_a_model_without_policy_has_no_learned_sharing():
     model = scene_model(use_policy=False)
-    with pytest.raises(ValueError, match="evaluate it with 'random' or 'oracle', or with token_reduction 0"):
+    with pytest.raises(ValueError, match="`sharing` must be 'none', 'random' or 'oracle' for a model without policy"):
         evaluate_segmentation(model, scenes(), processor(), token_reduction=0.3)
-    for settings in ({"token_reduction": 0}, {"policy": "random", "token_reduction": 0.3}):
+    for settings in ({"token_reduction": 0}, {"sharing": "none"}, {"sharing": "random", "token_reduction": 0.3}):
         assert evaluate_segmentation(model, scenes().take(1), processor(), **settings)["num_images"] == 1
 
 
@@ -240,6 +245,7 @@ class Unreadable:
         raise AssertionError(f"row {index} was read")
 
 
+@pytest.mark.parametrize("strategies", [["learned"], ["none"]])
 @pytest.mark.parametrize(
     ("options", "token_reductions", "message"),
     [
@@ -250,10 +256,10 @@ class Unreadable:
         ({}, [-0.1], "`token_reduction` must be a number between 0 .* got -0.1"),
     ],
 )
-def test_options_that_cannot_work_are_refused_before_data_are_read(options, token_reductions, message):
+def test_options_that_cannot_work_are_refused_before_data_are_read(strategies, options, token_reductions, message):
     with pytest.raises(ValueError, match=message):
         budget_sweep(
-            scene_model(), Unreadable(), processor(), ["learned"], token_reductions, InferenceOptions(**options)
+            scene_model(), Unreadable(), processor(), strategies, token_reductions, InferenceOptions(**options)
         )
 
 
@@ -309,7 +315,7 @@ def ious_by_hand(model, root, token_reduction, scales=(1.0,), flip=False, **wind
 @torch.no_grad()
 def test_images_of_any_size_and_mode(tmp_path, options):
     model, data = tiny_model().double(), load_folder(write_odd_folder(tmp_path))
-    # With the largest budget, everything is shared whatever the policy.
+    # With the largest budget, everything is shared whatever the strategy.
     sharings = [Sharing("learned", 0.3), Sharing("random", 0.75), Sharing("oracle", 0.75)]
     settings = {"options": InferenceOptions(**options)}
     results = evaluate_sharings(model, data.validation, processor(), sharings, **settings)
@@ -337,22 +343,22 @@ def test_no_more_than_the_full_logits_of_one_image(options):
     rows = [{"image": Image.new("RGB", (256, 256)), "label": Image.new("L", (256, 256))}] * 4
     model, options = tiny_model(num_labels=150), InferenceOptions(batch_size=4, **options)
     with LargestTensor() as largest:
-        evaluate_segmentation(model, rows, processor(256), policy="random", options=options)
+        evaluate_segmentation(model, rows, processor(256), sharing="random", options=options)
     assert largest.numel <= 150 * 256 * 256
 
 
 @cache
 def sweep():
-    return budget_sweep(scene_model(), scenes(), processor(), [*POLICIES, "random"], [0, 0.3, 0.3, 0.75])
+    return budget_sweep(scene_model(), scenes(), processor(), [*STRATEGIES[1:], "random"], [0, 0.3, 0.3, 0.75])
 
 
-def test_sweep_evaluates_every_policy_at_every_budget_once():
-    pairs = [(result["policy"], result["token_reduction"]) for result in sweep()]
-    assert pairs == [("none", 0)] + [(policy, budget) for policy in POLICIES for budget in (0.3, 0.75)]
+def test_sweep_evaluates_every_strategy_at_every_budget_once():
+    pairs = [(result["sharing"], result["token_reduction"]) for result in sweep()]
+    assert pairs == [("none", 0)] + [(strategy, budget) for strategy in STRATEGIES[1:] for budget in (0.3, 0.75)]
     # 64 x 64 pixels are 64 patches of 8.
     assert [result["tokens"] for result in sweep()] == [64, 46, 16, 46, 16, 46, 16]
     at_most = [result["mean_iou"] for result in sweep() if result["token_reduction"] == 0.75]
-    assert at_most == pytest.approx([at_most[0]] * 3)  # everything is shared, whatever the policy
+    assert at_most == pytest.approx([at_most[0]] * 3)  # everything is shared, whatever the strategy
     cost = {pair: result["multiply_adds"] for pair, result in zip(pairs, sweep(), strict=True)}
     assert cost["random", 0.75] < cost["random", 0.3] < cost["none", 0]
     assert cost["learned", 0.75] - cost["random", 0.75] == cost["learned", 0.3] - cost["oracle", 0.3] > 0
@@ -389,13 +395,13 @@ def test_table_plot_and_json(tmp_path, monkeypatch):
     plot_sweep(sweep(), tmp_path / "sweep.png", "scenes")
     (figure,) = figures
     tokens, cost = ({line.get_label(): line for line in axes.lines} for axes in figure.axes)
-    for policy in POLICIES:
-        results = [result for result in sweep() if result["policy"] in ("none", policy)]
-        assert tokens[policy].get_xdata().tolist() == [64, 46, 16]
-        assert tokens[policy].get_ydata().tolist() == [100 * result["mean_iou"] for result in results]
-        shared = [result for result in results if result["policy"] == policy]
-        assert cost[policy].get_xdata().tolist() == [result["multiply_adds"] * 1e-9 for result in shared]
-    assert tokens["no sharing"].get_xdata().tolist() == [64]
+    for strategy in STRATEGIES[1:]:
+        results = [result for result in sweep() if result["sharing"] in ("none", strategy)]
+        assert tokens[strategy].get_xdata().tolist() == [64, 46, 16]
+        assert tokens[strategy].get_ydata().tolist() == [100 * result["mean_iou"] for result in results]
+        shared = [result for result in results if result["sharing"] == strategy]
+        assert cost[strategy].get_xdata().tolist() == [result["multiply_adds"] * 1e-9 for result in shared]
+    assert tokens["none"].get_xdata().tolist() == [64]
     with Image.open(tmp_path / "sweep.png") as picture:
         picture.load()
     text = to_json({"results": sweep(), "nothing": float("nan")})
@@ -405,7 +411,7 @@ def test_table_plot_and_json(tmp_path, monkeypatch):
 def test_single_values_where_lists_belong_are_refused():
     with pytest.raises(ValueError, match=r"`sharings` must be a list of `Sharing`, got a single one: pass \[Sharing"):
         evaluate_sharings(scene_model(), scenes(), processor(), Sharing("learned", 0.3))
-    with pytest.raises(ValueError, match=r"`policies` must be a list, got 'learned': pass \['learned'\]"):
+    with pytest.raises(ValueError, match=r"`strategies` must be a list, got 'learned': pass \['learned'\]"):
         budget_sweep(scene_model(), scenes(), processor(), "learned", [0.3])
     with pytest.raises(ValueError, match=r"`token_reductions` must be a list, got 0.3: pass \[0.3\]"):
         budget_sweep(scene_model(), scenes(), processor(), ["learned"], 0.3)

@@ -13,7 +13,7 @@ from cts_hf import CtsImageProcessor
 from cts_hf.data import SCENE_CLASSES, build_scenes
 
 from ..helpers.models import tiny_model
-from ..helpers.scripts import ClosedPipe, launch, run_main
+from ..helpers.scripts import ROOT, ClosedPipe, command_line, launch, run_main, run_script
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,10 @@ def test_one_budget_prints_a_table_and_every_class(monkeypatch, capsys, options)
 
 
 def test_sweep_in_windows(monkeypatch, options):
-    sweep = {"policy": ["learned", "oracle"], "token_reduction": [0, 0.3, 0.75]}
+    sweep = {"sharing": ["learned", "oracle"], "token_reduction": [0, 0.3, 0.75]}
     run_main(monkeypatch, "evaluate.py", **options, **sweep, window=48, stride=32, flip=True, max_samples=2)
     results = read(options["output_dir"])["results"]
-    assert [(result["policy"], result["token_reduction"]) for result in results] == [
+    assert [(result["sharing"], result["token_reduction"]) for result in results] == [
         ("none", 0),
         ("learned", 0.3),
         ("learned", 0.75),
@@ -125,6 +125,33 @@ def test_classes_of_other_names_than_the_models_are_warned_about(monkeypatch, ca
 def test_equal_and_missing_names_are_not_warned_about(monkeypatch, capsys, options, named_model, names):
     run_main(monkeypatch, "evaluate.py", **{**options, "model": named_model(names)}, max_samples=1)
     assert "Warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("old", [["--policy", "random", "oracle"], ["--policy=random"], ["--policy"]])
+def test_the_earlier_name_of_the_option_is_refused_with_the_new_one(monkeypatch, capsys, options, old):
+    arguments = [*command_line(options), *old]
+    with pytest.raises(SystemExit) as exit:
+        run_script(monkeypatch, ROOT / "examples" / "evaluate.py", arguments)
+    assert exit.value.code == 2
+    assert "`--policy` is now `--sharing`, one or more of none, learned, random, oracle" in capsys.readouterr().err
+    assert not options["output_dir"].exists()
+
+
+def test_no_sharing_is_evaluated_once_whatever_the_budgets(monkeypatch, capsys, options):
+    run = {**options, "max_samples": 1}
+    run_main(monkeypatch, "evaluate.py", **run, sharing="none")
+    (result,) = read(options["output_dir"])["results"]
+    assert (result["sharing"], result["token_reduction"]) == ("none", 0)
+    assert "|    none |               0 |" in capsys.readouterr().out
+    sweep = {"sharing": ["oracle", "none"], "token_reduction": [0.3, 0.6], "overwrite_output_dir": True}
+    run_main(monkeypatch, "evaluate.py", **run, **sweep)
+    results = read(options["output_dir"])["results"]
+    assert [(each["sharing"], each["token_reduction"]) for each in results] == [
+        ("none", 0),
+        ("oracle", 0.3),
+        ("oracle", 0.6),
+    ]
+    assert results[0] == result
 
 
 def refuse_to_load(*_, **__):
@@ -249,7 +276,7 @@ def test_nothing_of_the_machine_is_saved(monkeypatch, options):
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("more", [{"batch_size": 2}, {"window": 48, "stride": 32, "flip": True, "max_samples": 1}])
 def test_two_processes_give_what_one_gives(monkeypatch, options, more, tmp_path):
-    run = {**options, **more, "policy": ["learned", "random", "oracle"], "token_reduction": [0, 0.3]}
+    run = {**options, **more, "sharing": ["learned", "random", "oracle"], "token_reduction": [0, 0.3]}
     run_main(monkeypatch, "evaluate.py", **run)
     finished = launch("evaluate.py", 2, **{**run, "output_dir": tmp_path / "two"})
     assert finished.returncode == 0, finished.stderr

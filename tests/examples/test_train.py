@@ -63,8 +63,8 @@ def train(scenes, folder, *flags, **options):
 
 def test_train_makes_a_folder_that_the_pipeline_takes(scenes, tmp_path, capsys):
     results = train(scenes, tmp_path, policy_epochs=1, eval_steps=1)
-    assert [(r["policy"], r["token_reduction"]) for r in results] == [
-        ("learned", 0.0),
+    assert [(r["sharing"], r["token_reduction"]) for r in results] == [
+        ("none", 0.0),
         ("learned", 0.3),
         ("random", 0.3),
         ("oracle", 0.3),

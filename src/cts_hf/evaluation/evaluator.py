@@ -1,6 +1,6 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Mean IoU of a model on a data set, under any policy and budget, on one process or many."""
+"""Mean IoU of a model on a data set, under any sharing and budget, in one process or several."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -29,7 +29,7 @@ from .segmentation import PreparedImage, Segmentation, Windows, of_process, segm
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-POLICIES = ("learned", "random", "oracle")
+STRATEGIES = ("none", "learned", "random", "oracle")
 
 
 class Sharing(NamedTuple):
@@ -37,11 +37,12 @@ class Sharing(NamedTuple):
     Which superpatches share a token.
 
     Attributes:
-        policy: "learned" (the model's own), "random" or "oracle" (ground truth: those of one class first).
-        token_reduction: fraction of the tokens that is removed, 0 (no sharing, whatever the policy) to 0.75.
+        strategy: "none", "learned" (by the model's policy), "random" or "oracle" (by ground truth: those of one class
+            first).
+        token_reduction: fraction of the tokens that is removed, 0 to 0.75; 0 is "none", whatever the strategy.
     """
 
-    policy: str
+    strategy: str
     token_reduction: float
 
 
@@ -63,20 +64,20 @@ def evaluate_segmentation(
     dataset: Dataset | IterableDataset,
     processor: CtsImageProcessingMixin,
     *,
-    policy: str = "learned",
+    sharing: str = "learned",
     token_reduction: float | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """
-    Evaluates one policy at one budget.
+    Evaluates one sharing strategy at one budget.
 
     Args:
         model: on the device to use; its training mode is restored afterwards.
         dataset: rows with `image` and `label` (class ids in [0, num_labels) or 255) as PIL images, as the readers of
             `cts_hf.data` give them.
         processor: prepares the images.
-        policy: "learned", "random" or "oracle".
-        token_reduction: 0 to 0.75; None is `model.config.token_reduction`.
+        sharing: "none", "learned", "random" or "oracle".
+        token_reduction: 0 to 0.75; None is `model.config.token_reduction`, and 0 for "none".
         settings: of `evaluate_sharings`.
 
     Returns:
@@ -90,8 +91,9 @@ def evaluate_segmentation(
     ```
     """
     if token_reduction is None:
-        token_reduction = _unwrapped(model, settings.get("accelerator")).config.token_reduction
-    return evaluate_sharings(model, dataset, processor, [Sharing(policy, token_reduction)], **settings)[0]
+        config = _unwrapped(model, settings.get("accelerator")).config
+        token_reduction = 0.0 if sharing == "none" else config.token_reduction
+    return evaluate_sharings(model, dataset, processor, [Sharing(sharing, token_reduction)], **settings)[0]
 
 
 @torch.no_grad()
@@ -108,7 +110,7 @@ def evaluate_sharings(
     show_progress: bool = False,
 ) -> list[dict[str, Any]]:
     """
-    Evaluates several policies and budgets, reading the data set once.
+    Evaluates several sharing strategies and budgets, reading the data set once.
 
     Rows are counted exactly once whatever the number of processes, in batches that do not depend on it: the counts,
     and so the results, are those of a single process.
@@ -118,22 +120,22 @@ def evaluate_sharings(
         dataset: rows with `image` and `label` (class ids in [0, num_labels) or 255) as PIL images, as the readers of
             `cts_hf.data` give them.
         processor: prepares the images; predictions are compared at the size of the labels.
-        sharings: policies and budgets.
+        sharings: strategies and budgets.
         options: how images are segmented; None is each one as a whole, at the processor's size.
         num_workers: processes that read ahead; a streamed data set is read by the main one.
-        seed: of the random policy, and of the order of equally good superpatches under the oracle. Each row has a
+        seed: of random sharing, and of the order of equally good superpatches under the oracle. Each row has a
             generator of its own.
         accelerator: of all the processes that take part, every one of which has to call this; each gets the results.
         show_progress: whether the main process shows a progress bar.
 
     Returns:
-        for every sharing, in their order: `policy`, `token_reduction`, `num_images`, all of `MeanIoU.compute`, and
-        where anything is shared all of `PolicyMetrics.compute` under `policy_...`: of the windows that the model saw,
-        by the scores and the choice in its own outputs.
+        for every sharing, in their order: `sharing` (the strategy), `token_reduction`, `num_images`, all of
+        `MeanIoU.compute`, and where anything is shared all of `PolicyMetrics.compute` under `policy_...`: of the
+        windows that the model saw, by the scores and the choice in its own outputs.
 
     Raises:
-        ValueError: a policy that there is not or that the model has not, a budget out of range, inputs smaller than a
-            superpatch, labels that are no class of the model, or an empty data set.
+        ValueError: an unknown strategy, learned sharing of a model without policy, a budget out of range, inputs
+            smaller than a superpatch, labels that are no class of the model, or an empty data set.
     """
     model = _unwrapped(model, accelerator)
     if isinstance(sharings, Sharing):
@@ -207,17 +209,34 @@ def total_images(num_images: int, device: torch.device, accelerator: "Accelerato
     return int(total)
 
 
+def check_strategy(strategy: str) -> None:
+    """
+    Refuses what is no sharing strategy.
+
+    Raises:
+        ValueError: it is none of `STRATEGIES`.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"`sharing` must be one of {', '.join(STRATEGIES)}, got {strategy!r}: choose one.")
+
+
 class _Evaluation:
-    """The metrics of one policy at one budget."""
+    """The metrics of one sharing strategy at one budget."""
 
     def __init__(self, model: CtsForSemanticSegmentation, sharing: Sharing, options: InferenceOptions, seed: int):
-        if sharing.policy not in POLICIES:
-            raise ValueError(f"`policy` must be one of {', '.join(POLICIES)}, got {sharing.policy!r}: choose one.")
+        check_strategy(sharing.strategy)
         check_token_reduction(sharing.token_reduction)
-        if sharing.policy == "learned" and sharing.token_reduction > 0 and model.cts.policy is None:
+        if sharing.token_reduction == 0:
+            sharing = sharing._replace(strategy="none")
+        elif sharing.strategy == "none":
             raise ValueError(
-                "policy is 'learned', but the model has none (use_policy=False): evaluate it with 'random' or "
-                "'oracle', or with token_reduction 0."
+                f"`token_reduction` must be 0 where `sharing` is 'none', got {sharing.token_reduction}: leave it out, "
+                "or choose another sharing."
+            )
+        elif sharing.strategy == "learned" and model.cts.policy is None:
+            raise ValueError(
+                "`sharing` must be 'none', 'random' or 'oracle' for a model without policy (use_policy=False), got "
+                "'learned': choose one of these."
             )
         self.model, self.sharing, self.options, self.seed = model, sharing, options, seed
         self.superpatch_size = 2 * model.config.patch_size
@@ -228,7 +247,7 @@ class _Evaluation:
     def update(self, images: list[PreparedImage]) -> None:
         """Counts one batch."""
         scores = None
-        if self.sharing.token_reduction > 0 and self.sharing.policy != "learned":
+        if self.sharing.strategy in ("random", "oracle"):
             # Of the row alone: neither the batch nor the process it is in changes its numbers.
             generators = {image.source.index: self._generator(image.source) for image in images}
             scores = partial(self._scores, generators)
@@ -243,8 +262,10 @@ class _Evaluation:
 
     def compute(self, accelerator: "Accelerator | None") -> dict[str, Any]:
         num_images = total_images(self.num_images, self.model.device, accelerator)
-        result = {**self.sharing._asdict(), "num_images": num_images, **self.mean_iou.compute(accelerator=accelerator)}
-        if self.sharing.token_reduction > 0:
+        strategy, token_reduction = self.sharing
+        result = {"sharing": strategy, "token_reduction": token_reduction, "num_images": num_images}
+        result |= self.mean_iou.compute(accelerator=accelerator)
+        if strategy != "none":
             policy_metrics = self.policy_metrics.compute(accelerator)
             result.update({f"policy_{name}": value for name, value in policy_metrics.items()})
         return result
@@ -253,7 +274,7 @@ class _Evaluation:
         self.num_images += 1
         row = segmentation.source
         self.mean_iou.add(prediction=segmentation.class_ids, reference=row.label)
-        if self.sharing.token_reduction > 0:
+        if self.sharing.strategy != "none":
             for done in segmentation.passes:
                 # Where the budget of a small image rounds to nothing, the policy does not run.
                 if done.scores is not None:
@@ -261,14 +282,14 @@ class _Evaluation:
                     self.policy_metrics.update(done.scores, targets, done.shared_superpatches)
 
     def _scores(self, generators: dict[int, np.random.Generator], row: Row, windows: Windows) -> Tensor:
-        """Scores (B, Hs, Ws) of the random policy or of the ground truth."""
+        """Scores (B, Hs, Ws), random or by ground truth."""
         targets = self._targets(row, windows)
         # Uniform in [-0.5, 0.5).
         noise = generators[row.index].random(targets.shape, dtype=np.float32) - 0.5
         scores = torch.from_numpy(noise).to(targets.device)
-        if self.sharing.policy == "oracle":
+        if self.sharing.strategy == "oracle":
             # One class first, several last, ignored ones between. Equals come in random order: the order of the grid
-            # would favour the top of the image.
+            # would favor the top of the image.
             scores = scores + torch.where(targets == IGNORED_TARGET, 0, 2 * targets - 1)
         return scores
 
@@ -312,9 +333,10 @@ def _unwrapped(model: CtsForSemanticSegmentation, accelerator: "Accelerator | No
 
 
 __all__ = [
-    "POLICIES",
+    "STRATEGIES",
     "Row",
     "Sharing",
+    "check_strategy",
     "evaluate_segmentation",
     "evaluate_sharings",
     "prepared_batches",

@@ -1,6 +1,6 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Mean IoU against cost: several policies, each at several budgets, as numbers, a table and a plot."""
+"""Mean IoU against cost: several sharing strategies, each at several budgets, as numbers, a table and a plot."""
 
 import copy
 import json
@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..model.image_processing_pil_cts import CtsImageProcessingMixin
 from ..model.modeling_cts import CtsForSemanticSegmentation
-from ..model.token_sharing import num_shared_superpatches
-from .evaluator import Sharing, evaluate_sharings
+from ..model.token_sharing import check_token_reduction, num_shared_superpatches
+from .evaluator import Sharing, check_strategy, evaluate_sharings
 from .inference import InferenceOptions, resized_images
 
 
@@ -39,37 +39,43 @@ def budget_sweep(
     model: CtsForSemanticSegmentation,
     dataset: Dataset | IterableDataset,
     processor: CtsImageProcessingMixin,
-    policies: Sequence[str],
+    strategies: Sequence[str],
     token_reductions: Sequence[float],
     options: InferenceOptions | None = None,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """
-    Evaluates every policy at every budget, and no sharing once, as it is the same under every policy.
+    Evaluates every sharing strategy at every budget; "none", or the budget 0, is evaluated once, first.
 
     Args:
         model, dataset, processor, options: as for `evaluate_sharings`.
-        policies: of "learned", "random" and "oracle".
-        token_reductions: budgets, 0 to 0.75.
+        strategies: of "none", "learned", "random" and "oracle".
+        token_reductions: fractions of the tokens to remove, 0 to 0.75.
         settings: the other ones of `evaluate_sharings`.
 
     Returns:
         the results of `evaluate_sharings`, and in each the cost of one forward pass of one window (or of the first
         image, where there are no windows): `input_size` (height and width in pixels), `tokens` (of patches and
-        superpatches) and `multiply_adds`. The policy of a result without sharing is "none".
+        superpatches) and `multiply_adds`.
+
+    Raises:
+        ValueError: arguments that are no lists, and what `evaluate_sharings` refuses.
     """
-    for name, given in (("policies", policies), ("token_reductions", token_reductions)):
+    for name, given in (("strategies", strategies), ("token_reductions", token_reductions)):
         if isinstance(given, str | float | int):
             raise ValueError(f"`{name}` must be a list, got {given!r}: pass [{given!r}].")
-    # Budgets out of range stay in: `evaluate_sharings` refuses them.
+    for strategy in strategies:
+        check_strategy(strategy)
+    for token_reduction in token_reductions:
+        check_token_reduction(token_reduction)
     sharings = [
-        Sharing(policy, budget)
-        for policy in dict.fromkeys(policies)
-        for budget in dict.fromkeys(token_reductions)
-        if budget != 0
+        Sharing(strategy, token_reduction)
+        for strategy in dict.fromkeys(strategies)
+        for token_reduction in dict.fromkeys(token_reductions)
+        if strategy != "none" and token_reduction != 0
     ]
-    if 0 in token_reductions:
-        sharings.insert(0, Sharing(policies[0], 0))
+    if "none" in strategies or 0 in token_reductions:
+        sharings.insert(0, Sharing("none", 0))
     results = evaluate_sharings(model, dataset, processor, sharings, options=options, **settings)
 
     options = options or InferenceOptions()
@@ -78,9 +84,7 @@ def budget_sweep(
         first_image = next(iter(dataset))["image"]
         size = tuple(resized_images(first_image, processor, options)[0].shape[-2:])
     for result in results:
-        if result["token_reduction"] == 0:
-            result["policy"] = "none"
-        runs_policy = result["policy"] == "learned"
+        runs_policy = result["sharing"] == "learned"
         result["input_size"] = list(size)
         result["tokens"] = num_tokens(model, size, result["token_reduction"])
         result["multiply_adds"] = multiply_adds(model, size, result["token_reduction"], runs_policy)
@@ -120,10 +124,10 @@ def multiply_adds(
 
 def format_table(results: Sequence[dict[str, Any]]) -> str:
     """The results of a sweep as a Markdown table, one line each."""
-    rows = [["policy", "token reduction", *(title for title, *_ in COLUMNS)]]
+    rows = [["sharing", "token reduction", *(title for title, *_ in COLUMNS)]]
     for result in results:
         cells = [_cell(result.get(key), factor, decimals) for _, key, factor, decimals in COLUMNS]
-        rows.append([result["policy"], f"{result['token_reduction']:g}", *cells])
+        rows.append([result["sharing"], f"{result['token_reduction']:g}", *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
@@ -134,7 +138,7 @@ def format_table(results: Sequence[dict[str, Any]]) -> str:
 
 def plot_sweep(results: Sequence[dict[str, Any]], path: str | Path, title: str = "") -> None:
     """
-    Draws mean IoU against tokens and against multiply-adds, a line for every policy.
+    Draws mean IoU against tokens and against multiply-adds, a line for every sharing strategy.
 
     Args:
         results: of `budget_sweep`.
@@ -142,8 +146,8 @@ def plot_sweep(results: Sequence[dict[str, Any]], path: str | Path, title: str =
         title: above the picture.
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    unshared = [result for result in results if result["policy"] == "none"]
-    policies = dict.fromkeys(result["policy"] for result in results if result["policy"] != "none")
+    unshared = [result for result in results if result["sharing"] == "none"]
+    strategies = dict.fromkeys(result["sharing"] for result in results if result["sharing"] != "none")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, key, factor, label in zip(
         axes,
@@ -152,10 +156,10 @@ def plot_sweep(results: Sequence[dict[str, Any]], path: str | Path, title: str =
         ("tokens", "multiply-adds (billions, with the policy's)"),
         strict=True,
     ):
-        for policy in policies:
-            points = unshared + [result for result in results if result["policy"] == policy]
+        for strategy in strategies:
+            points = unshared + [result for result in results if result["sharing"] == strategy]
             points.sort(key=lambda result: result["token_reduction"])
-            color, marker = STYLES[policy]
+            color, marker = STYLES[strategy]
             # Where the learned policy runs it costs, so that its line does not start at the model without sharing.
             shown = points[len(unshared) :] if key == "multiply_adds" else points
             axis.plot(
@@ -163,15 +167,15 @@ def plot_sweep(results: Sequence[dict[str, Any]], path: str | Path, title: str =
                 [100 * result["mean_iou"] for result in shown],
                 color=color,
                 marker=marker,
-                label=policy,
+                label=strategy,
             )
         for result in unshared:
-            axis.plot(result[key] * factor, 100 * result["mean_iou"], "k*", markersize=11, label="no sharing")
+            axis.plot(result[key] * factor, 100 * result["mean_iou"], "k*", markersize=11, label="none")
         height, width = results[0]["input_size"]
         axis.set_xlabel(f"{label} of a {height} x {width} input")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("mean IoU (%)")
-    axes[0].legend()
+    axes[0].legend(title="sharing")
     figure.suptitle(title, parse_math=False)  # a name may hold dollars
     figure.savefig(path, dpi=150)
 
