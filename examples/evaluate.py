@@ -31,7 +31,7 @@ from cts_hf.data.arguments import DatasetArguments
 from cts_hf.evaluation.command_line import new_accelerator, print_text
 from cts_hf.evaluation.evaluator import STRATEGIES
 from cts_hf.evaluation.inference import InferenceOptions
-from cts_hf.evaluation.sweep import budget_sweep, format_table, plot_sweep, to_json
+from cts_hf.evaluation.sweep import budget_sweep, format_sweep, plot_sweep, to_json
 from cts_hf.hub.loading import load_config, load_processor, load_segmenter
 from cts_hf.hub.output_folder import OutputFolder
 from cts_hf.model.token_sharing import check_token_reduction
@@ -168,7 +168,7 @@ def is_unnamed(classes: tuple[str, ...]) -> bool:
 
 
 def print_results(results: list[dict], classes: tuple[str, ...]) -> None:
-    print_text(format_table(results))
+    print_text(format_sweep(results))
     if len(results) == 1:
         for name, iou in zip(classes, results[0]["per_category_iou"], strict=True):
             print_text(f"IoU of {name}: {100 * iou:.2f} %")

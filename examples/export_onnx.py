@@ -23,6 +23,7 @@ from transformers import HfArgumentParser
 
 from cts_hf import CtsForSemanticSegmentation
 from cts_hf.benchmark.timing import median_times
+from cts_hf.evaluation.tables import format_table
 from cts_hf.export.onnx import OnnxSegmenter, export_onnx
 from cts_hf.hub.loading import load_config, load_processor, load_segmenter
 from cts_hf.hub.output_folder import OutputFolder
@@ -118,8 +119,8 @@ def report_times(model: CtsForSemanticSegmentation, file: Path, shape: tuple[int
         times = median_times(runtimes, shape, rounds)
     fewer = model.config.token_reduction
     print(f"Median of {rounds} calls, {torch.get_num_threads()} threads, {fewer:.1%} fewer tokens, images {shape}:")
-    for name, milliseconds in times.items():
-        print(f"  {name:<25}{milliseconds:8.1f} ms  {times['PyTorch'] / milliseconds:5.2f} x PyTorch")
+    rows = [(name, f"{time:.1f}", f"{times['PyTorch'] / time:.2f}") for name, time in times.items()]
+    print(format_table(("", "ms", "times as fast as PyTorch"), rows))
 
 
 if __name__ == "__main__":

@@ -66,6 +66,14 @@ def test_times_are_those_of_the_parts(monkeypatch):
     assert row["reached"] == pytest.approx(row["ratio"] / row["bound"])
 
 
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.1, 20), (1.5, 10), (60, 3)])
+def test_by_default_there_are_as_many_rounds_as_fit_in_half_a_minute(monkeypatch, seconds, rounds):
+    clock, model = Clock(), tiny_model()
+    monkeypatch.setattr("cts_hf.benchmark.timing.time", clock)
+    clock.let_take(model.decode_head, lambda _: seconds)
+    assert measure(model, 0.3, (64, 64), batch_size=1)["rounds"] == rounds
+
+
 def test_memory_and_multiply_adds_are_counted():
     model = tiny_model(decoder_type="linear", use_policy=False)
     row = measure(model, 0.75, (64, 64), batch_size=2, rounds=1)

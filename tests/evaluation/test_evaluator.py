@@ -15,7 +15,7 @@ from cts_hf.data import build_scenes, load_folder
 from cts_hf.evaluation.evaluator import STRATEGIES, Sharing, evaluate_segmentation, evaluate_sharings
 from cts_hf.evaluation.inference import InferenceOptions, View, segment, with_flips
 from cts_hf.evaluation.mean_iou import MeanIoU
-from cts_hf.evaluation.sweep import budget_sweep, format_table, multiply_adds, num_tokens, plot_sweep, to_json
+from cts_hf.evaluation.sweep import budget_sweep, format_sweep, multiply_adds, num_tokens, plot_sweep, to_json
 
 from ..helpers.figures import saved_figures
 from ..helpers.models import tiny_config, tiny_model
@@ -386,7 +386,7 @@ def test_multiply_adds_are_those_of_the_layers():
 
 
 def test_table_plot_and_json(tmp_path, monkeypatch):
-    lines = format_table(sweep()).splitlines()
+    lines = format_sweep(sweep()).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert len(lines) == 2 + len(sweep())
     assert lines[2].split("|")[1:4] == ["    none ", "               0 ", "     64 "]

@@ -57,7 +57,7 @@ def test_export_and_use(monkeypatch, capsys, tmp_path):
         r"logits differ by (\S+) at most, 100.00% of the superpatches share alike", "\n".join(lines)
     )
     assert float(difference[1]) < 1e-4
-    assert [line.split("  ")[1] for line in lines[-4:]] == [
+    assert [line.split("|")[1].strip() for line in lines[-4:]] == [
         "PyTorch, no sharing",
         "PyTorch",
         "ONNX Runtime, no sharing",

@@ -9,7 +9,6 @@ one process, so that a slow moment of the machine hits both, and the ratio is th
 import json
 import os
 import platform
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -52,6 +51,7 @@ class Preset:
     batch_size: int
 
     def config(self) -> CtsConfig:
+        """The configuration of this Segmenter."""
         return CtsConfig(
             image_size=self.image_size,
             token_reduction=self.token_reduction,
@@ -166,16 +166,17 @@ def measure(
         return runs
 
     with nullcontext() if compile else marked_parts(model, stopwatch):
-        memory, seconds = {}, 0.0
+        memory, milliseconds = {}, 0.0
         for kind in reductions:
             inputs = _inputs(model, shape, generator)
             if compile:
                 run(compiled, kind, inputs)
-            started = time.perf_counter()
+            stopwatch.start()
             memory[kind] = peak_memory(partial(compiled, **inputs, token_reduction=reductions[kind]), model.device)
-            seconds += time.perf_counter() - started
+            stopwatch.mark("after the last part")
+            milliseconds += sum(stopwatch.parts().values())
         if rounds is None:
-            rounds = int(np.clip(30 / seconds, 3, 20))
+            rounds = int(np.clip(30_000 / milliseconds, 3, 20))
         runs = run_pairs(compiled, rounds)
     part_runs = runs
     if compile:

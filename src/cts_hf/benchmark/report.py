@@ -4,6 +4,8 @@
 
 from typing import Any
 
+from ..evaluation.tables import format_table
+
 
 PARTS = ("policy", "embedding_and_sharing", "encoder", "decoder", "unsharing", "upsampling")
 
@@ -16,10 +18,11 @@ def format_report(report: dict[str, Any]) -> str:
         f"attention, {'compiled' if setup['compiled'] else 'eager'}; torch {setup['torch']}, transformers "
         f"{setup['transformers']}, Python {setup['python']}",
         "",
-        *_table(_CASE_TITLES, [_case_cells(row) for row in report["rows"]]),
+        format_table(_CASE_TITLES, [_case_cells(row) for row in report["rows"]]),
         "",
         "Milliseconds by part, plain / CTS (upsampling to the size of the image follows the forward)",
-        *_table(("size", "reduction", "batch", *PARTS), [_part_cells(row) for row in report["rows"]]),
+        "",
+        format_table(("size", "reduction", "batch", *PARTS), [_part_cells(row) for row in report["rows"]]),
     ]
     for row in report["rows"]:
         lines += [
@@ -59,13 +62,6 @@ def _key_cells(row: dict[str, Any]) -> tuple[str, str, str]:
 def _case_name(row: dict[str, Any]) -> str:
     size, reduction, batch_size = _key_cells(row)
     return f"{size}, {reduction} fewer tokens, batch {batch_size}"
-
-
-def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    return [
-        "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) for cells in (titles, *rows)
-    ]
 
 
 def plot_report(report: dict[str, Any], path: str) -> None:

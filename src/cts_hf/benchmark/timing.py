@@ -18,20 +18,26 @@ from ..model.modeling_cts import CtsForSemanticSegmentation
 
 
 class Stopwatch:
-    """Adds up the time between marks, in milliseconds: CUDA events on a GPU, the clock of the host elsewhere."""
+    """
+    Adds up the time between marks, in milliseconds: by CUDA events on a GPU, by the clock of the host elsewhere.
+
+    Args:
+        device (`torch.device`): What runs between the marks.
+    """
 
     def __init__(self, device: torch.device):
         self._is_cuda = device.type == "cuda"
         self._marks: list[tuple[str, Any]] = []
 
     def start(self) -> None:
+        """Forgets all marks; time counts from here."""
         if self._is_cuda:
             torch.cuda.synchronize()
         self._marks.clear()
         self.mark("start")
 
     def mark(self, part: str) -> None:
-        """The time since the last mark was spent on `part`."""
+        """Counts the time since the last mark as that of `part`."""
         if self._is_cuda:
             moment = torch.cuda.Event(enable_timing=True)
             moment.record()
@@ -40,6 +46,7 @@ class Stopwatch:
         self._marks.append((part, moment))
 
     def parts(self) -> dict[str, float]:
+        """Milliseconds of each part since the start, in the order of their first marks."""
         if self._is_cuda:
             torch.cuda.synchronize()
         parts: dict[str, float] = {}
@@ -51,7 +58,14 @@ class Stopwatch:
 
 @contextmanager
 def marked_parts(model: CtsForSemanticSegmentation, stopwatch: Stopwatch) -> Iterator[None]:
-    """Has the modules of the model mark their parts of the forward."""
+    """
+    Within this context, the modules of a model mark their parts of each forward.
+
+    Args:
+        model ([`CtsForSemanticSegmentation`]): Gets hooks, which the end of the context removes.
+        stopwatch ([`Stopwatch`]): What they mark, started before the forward. What follows the decoder is left to the
+            caller to mark.
+    """
 
     def marks(part: str) -> Callable[..., None]:
         return lambda *_: stopwatch.mark(part)
@@ -73,7 +87,13 @@ def marked_parts(model: CtsForSemanticSegmentation, stopwatch: Stopwatch) -> Ite
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
-    """Most memory that tensors took during the run beyond what there was before, in MiB."""
+    """
+    Most memory that tensors took during a run beyond what there was before, in MiB.
+
+    Args:
+        run: What to run, once.
+        device (`torch.device`): Where its tensors are.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -107,18 +127,17 @@ def median_times(
     """
     if rounds < 1:
         raise ValueError(f"`rounds` must be at least 1, got {rounds}.")
-    generator = torch.Generator().manual_seed(0)
-    times: dict[str, list[float]] = {name: [] for name in runtimes}
-    names = list(runtimes)
+    generator, stopwatch = torch.Generator().manual_seed(0), Stopwatch(torch.device("cpu"))
+    names, turns = list(runtimes), []
     for index in range(rounds + 1):
         pixel_values = torch.randn(shape, generator=generator)
         first = index % len(names)
+        stopwatch.start()
         for name in names[first:] + names[:first]:
-            started = time.perf_counter()
             runtimes[name](pixel_values)
-            if index > 0:
-                times[name].append(1000 * (time.perf_counter() - started))
-    return {name: float(np.median(each)) for name, each in times.items()}
+            stopwatch.mark(name)
+        turns.append(stopwatch.parts())
+    return {name: float(np.median([turn[name] for turn in turns[1:]])) for name in names}
 
 
 __all__ = ["Stopwatch", "marked_parts", "median_times", "peak_memory"]

@@ -19,6 +19,7 @@ from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.token_sharing import check_token_reduction, num_shared_superpatches
 from .evaluator import Sharing, check_strategy, evaluate_sharings
 from .inference import InferenceOptions, resized_images
+from .tables import format_table
 
 
 # Title, key in the results, factor and decimals of the table's columns.
@@ -122,18 +123,13 @@ def multiply_adds(
     return counter.get_total_flops() // 2
 
 
-def format_table(results: Sequence[dict[str, Any]]) -> str:
-    """The results of a sweep as a Markdown table, one line each."""
-    rows = [["sharing", "token reduction", *(title for title, *_ in COLUMNS)]]
+def format_sweep(results: Sequence[dict[str, Any]]) -> str:
+    """The results of a sweep as a table, a row each."""
+    rows = []
     for result in results:
         cells = [_cell(result.get(key), factor, decimals) for _, key, factor, decimals in COLUMNS]
         rows.append([result["sharing"], f"{result['token_reduction']:g}", *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
-    return "\n".join(lines)
+    return format_table(["sharing", "token reduction", *(title for title, *_ in COLUMNS)], rows)
 
 
 def plot_sweep(results: Sequence[dict[str, Any]], path: str | Path, title: str = "") -> None:
@@ -197,4 +193,4 @@ def _cell(value: float | None, factor: float, decimals: int) -> str:
     return "-" if value is None or math.isnan(value) else f"{factor * value:.{decimals}f}"
 
 
-__all__ = ["budget_sweep", "format_table", "multiply_adds", "num_tokens", "plot_sweep", "to_json"]
+__all__ = ["budget_sweep", "format_sweep", "multiply_adds", "num_tokens", "plot_sweep", "to_json"]
