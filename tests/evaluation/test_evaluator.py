@@ -1,42 +1,24 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
 
-import json
-from functools import cache
-
 import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cts_hf import CtsImageProcessor, num_shared_superpatches, superpatch_targets
-from cts_hf.data import build_scenes, load_folder
+from cts_hf import superpatch_targets
+from cts_hf.data import load_folder
 from cts_hf.evaluation.evaluator import STRATEGIES, Sharing, evaluate_segmentation, evaluate_sharings
 from cts_hf.evaluation.inference import InferenceOptions, View, segment, with_flips
 from cts_hf.evaluation.mean_iou import MeanIoU
-from cts_hf.evaluation.sweep import budget_sweep, format_sweep, multiply_adds, num_tokens, plot_sweep, to_json
+from cts_hf.evaluation.sweep import to_json
 
-from ..helpers.figures import saved_figures
-from ..helpers.models import tiny_config, tiny_model
+from ..helpers.models import tiny_model
+from ..helpers.scenes import NUM_SCENES, processor, scene_model, scenes
 
 
-NUM_SCENES = 5
 WINDOWS = {"window": 48, "stride": 32}
-
-
-@cache
-def scenes():
-    return build_scenes(NUM_SCENES, image_size=80)
-
-
-def scene_model(**overrides):
-    # In double precision, so that rounding, which batches change, exchanges neither classes nor superpatches.
-    return tiny_model(num_labels=10, **overrides).double()
-
-
-def processor(shortest_edge=64):
-    return CtsImageProcessor(size={"shortest_edge": shortest_edge})
 
 
 def label_tensor(row):
@@ -229,38 +211,15 @@ def test_a_model_without_policy_has_no_learned_sharing():
         assert evaluate_segmentation(model, scenes().take(1), processor(), **settings)["num_images"] == 1
 
 
+def test_a_single_sharing_is_refused():
+    with pytest.raises(ValueError, match=r"`sharings` must be a list of `Sharing`, got a single one: pass \[Sharing"):
+        evaluate_sharings(scene_model(), scenes(), processor(), Sharing("learned", 0.3))
+
+
 def test_nothing_to_evaluate_is_refused():
     for rows in (scenes().take(0), scenes().to_iterable_dataset().take(0)):
         with pytest.raises(ValueError, match="The data set is empty"):
             evaluate_segmentation(scene_model(), rows, processor())
-
-
-class Unreadable:
-    """A data set of which no row may be read."""
-
-    def __len__(self):
-        return 3
-
-    def __getitem__(self, index):
-        raise AssertionError(f"row {index} was read")
-
-
-@pytest.mark.parametrize("strategies", [["learned"], ["none"]])
-@pytest.mark.parametrize(
-    ("options", "token_reductions", "message"),
-    [
-        ({"window": 15}, [0.3], "`window` must be at least 16 pixels"),
-        ({"shortest_edge": 15}, [0.3], "must be resized to at least 16 pixels"),
-        ({}, [0.3, float("nan")], "`token_reduction` must be a number between 0 .* got nan"),
-        ({}, [float("inf")], "`token_reduction` must be a number between 0 .* got inf"),
-        ({}, [-0.1], "`token_reduction` must be a number between 0 .* got -0.1"),
-    ],
-)
-def test_options_that_cannot_work_are_refused_before_data_are_read(strategies, options, token_reductions, message):
-    with pytest.raises(ValueError, match=message):
-        budget_sweep(
-            scene_model(), Unreadable(), processor(), strategies, token_reductions, InferenceOptions(**options)
-        )
 
 
 def test_a_budget_too_small_for_the_images_has_no_policy_to_measure():
@@ -345,73 +304,3 @@ def test_no_more_than_the_full_logits_of_one_image(options):
     with LargestTensor() as largest:
         evaluate_segmentation(model, rows, processor(256), sharing="random", options=options)
     assert largest.numel <= 150 * 256 * 256
-
-
-@cache
-def sweep():
-    return budget_sweep(scene_model(), scenes(), processor(), [*STRATEGIES[1:], "random"], [0, 0.3, 0.3, 0.75])
-
-
-def test_sweep_evaluates_every_strategy_at_every_budget_once():
-    pairs = [(result["sharing"], result["token_reduction"]) for result in sweep()]
-    assert pairs == [("none", 0)] + [(strategy, budget) for strategy in STRATEGIES[1:] for budget in (0.3, 0.75)]
-    # 64 x 64 pixels are 64 patches of 8.
-    assert [result["tokens"] for result in sweep()] == [64, 46, 16, 46, 16, 46, 16]
-    at_most = [result["mean_iou"] for result in sweep() if result["token_reduction"] == 0.75]
-    assert at_most == pytest.approx([at_most[0]] * 3)  # everything is shared, whatever the strategy
-    cost = {pair: result["multiply_adds"] for pair, result in zip(pairs, sweep(), strict=True)}
-    assert cost["random", 0.75] < cost["random", 0.3] < cost["none", 0]
-    assert cost["learned", 0.75] - cost["random", 0.75] == cost["learned", 0.3] - cost["oracle", 0.3] > 0
-
-
-def test_window_is_the_input_that_is_counted():
-    options = InferenceOptions(window=48)
-    result = budget_sweep(scene_model(), scenes().take(1), processor(), ["random"], [0.3], options=options)[0]
-    assert result["input_size"] == [48, 48]
-    assert result["tokens"] == 36 - 3 * num_shared_superpatches(0.3, 36)
-
-
-def test_multiply_adds_are_those_of_the_layers():
-    options = {"num_labels": 7, "decoder_type": "linear", "patch_size": 8}
-    model = tiny_model(**options)
-    size, reduction = (72, 80), 0.3  # padded to 80 x 80
-    config = tiny_config(**options)
-    tokens = num_tokens(model, size, reduction)
-    assert tokens == 100 - 3 * num_shared_superpatches(reduction, 100)
-    width, sequence = config.hidden_size, tokens + 1
-    layer = sequence * width * (4 * width + 2 * config.intermediate_size) + 2 * sequence**2 * width
-    others = tokens * width * config.num_labels
-    embeddings = multiply_adds(model, size, reduction, runs_policy=False) - config.num_hidden_layers * layer - others
-    assert embeddings == tokens * 3 * config.patch_size**2 * width
-
-
-def test_table_plot_and_json(tmp_path, monkeypatch):
-    lines = format_sweep(sweep()).splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert len(lines) == 2 + len(sweep())
-    assert lines[2].split("|")[1:4] == ["    none ", "               0 ", "     64 "]
-    assert lines[2].rstrip("| ").endswith("-")
-    figures = saved_figures(monkeypatch)
-    plot_sweep(sweep(), tmp_path / "sweep.png", "scenes")
-    (figure,) = figures
-    tokens, cost = ({line.get_label(): line for line in axes.lines} for axes in figure.axes)
-    for strategy in STRATEGIES[1:]:
-        results = [result for result in sweep() if result["sharing"] in ("none", strategy)]
-        assert tokens[strategy].get_xdata().tolist() == [64, 46, 16]
-        assert tokens[strategy].get_ydata().tolist() == [100 * result["mean_iou"] for result in results]
-        shared = [result for result in results if result["sharing"] == strategy]
-        assert cost[strategy].get_xdata().tolist() == [result["multiply_adds"] * 1e-9 for result in shared]
-    assert tokens["none"].get_xdata().tolist() == [64]
-    with Image.open(tmp_path / "sweep.png") as picture:
-        picture.load()
-    text = to_json({"results": sweep(), "nothing": float("nan")})
-    assert json.loads(text, parse_constant=pytest.fail)["nothing"] is None
-
-
-def test_single_values_where_lists_belong_are_refused():
-    with pytest.raises(ValueError, match=r"`sharings` must be a list of `Sharing`, got a single one: pass \[Sharing"):
-        evaluate_sharings(scene_model(), scenes(), processor(), Sharing("learned", 0.3))
-    with pytest.raises(ValueError, match=r"`strategies` must be a list, got 'learned': pass \['learned'\]"):
-        budget_sweep(scene_model(), scenes(), processor(), "learned", [0.3])
-    with pytest.raises(ValueError, match=r"`token_reductions` must be a list, got 0.3: pass \[0.3\]"):
-        budget_sweep(scene_model(), scenes(), processor(), ["learned"], 0.3)

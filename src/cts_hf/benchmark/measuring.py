@@ -22,7 +22,7 @@ import transformers
 from transformers import HfArgumentParser
 
 from ..evaluation.command_line import print_text
-from ..evaluation.sweep import multiply_adds
+from ..evaluation.cost import multiply_adds
 from ..hub.loading import load_config, load_segmenter
 from ..model.configuration_cts import CtsConfig
 from ..model.image_processing_pil_cts import upsampled_argmax

@@ -2,21 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mean IoU against cost: several sharing strategies, each at several budgets, as numbers, a table and a plot."""
 
-import copy
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, IterableDataset
 from matplotlib.figure import Figure
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..model.image_processing_pil_cts import CtsImageProcessingMixin
 from ..model.modeling_cts import CtsForSemanticSegmentation
-from ..model.token_sharing import check_token_reduction, num_shared_superpatches
+from ..model.token_sharing import check_token_reduction
+from .cost import multiply_adds, num_tokens
 from .evaluator import Sharing, check_strategy, evaluate_sharings
 from .inference import InferenceOptions, resized_images
 from .tables import format_table
@@ -92,37 +90,6 @@ def budget_sweep(
     return results
 
 
-def num_tokens(model: CtsForSemanticSegmentation, size: tuple[int, int], token_reduction: float) -> int:
-    """Tokens of patches and superpatches that the encoder sees of an image of `size` (height, width), in pixels."""
-    superpatch_size = 2 * model.config.patch_size
-    num_patches = 4 * math.prod(-(-side // superpatch_size) for side in size)
-    return num_patches - 3 * num_shared_superpatches(token_reduction, num_patches)
-
-
-def multiply_adds(
-    model: CtsForSemanticSegmentation, size: tuple[int, int], token_reduction: float, runs_policy: bool = True
-) -> int:
-    """
-    Multiply-adds of a forward pass of one image: those of matrix products, attention and convolutions.
-
-    Args:
-        model: of any device and type; a copy without values is counted.
-        size: height and width of the image in pixels.
-        token_reduction: 0 to 0.75.
-        runs_policy: whether the model's policy is part of it, or else its scores are given.
-    """
-    config = copy.deepcopy(model.config)
-    config._attn_implementation = "eager"  # whatever kernel there is, it computes these products
-    superpatch_size = 2 * config.patch_size
-    with torch.device("meta"), torch.no_grad():
-        empty = CtsForSemanticSegmentation(config).eval()
-        scores = None if runs_policy else torch.zeros(1, *(-(-side // superpatch_size) for side in size))
-        with FlopCounterMode(display=False) as counter:
-            pixel_values = torch.zeros(1, config.num_channels, *size)
-            empty(pixel_values, superpatch_scores=scores, token_reduction=token_reduction)
-    return counter.get_total_flops() // 2
-
-
 def format_sweep(results: Sequence[dict[str, Any]]) -> str:
     """The results of a sweep as a table, a row each."""
     rows = []
@@ -193,4 +160,4 @@ def _cell(value: float | None, factor: float, decimals: int) -> str:
     return "-" if value is None or math.isnan(value) else f"{factor * value:.{decimals}f}"
 
 
-__all__ = ["budget_sweep", "format_sweep", "multiply_adds", "num_tokens", "plot_sweep", "to_json"]
+__all__ = ["budget_sweep", "format_sweep", "plot_sweep", "to_json"]

@@ -1,0 +1,46 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a forward pass costs, counted without running one: tokens and multiply-adds."""
+
+import copy
+import math
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..model.modeling_cts import CtsForSemanticSegmentation
+from ..model.token_sharing import num_shared_superpatches
+
+
+def num_tokens(model: CtsForSemanticSegmentation, size: tuple[int, int], token_reduction: float) -> int:
+    """Tokens of patches and superpatches that the encoder sees of an image of `size` (height, width), in pixels."""
+    superpatch_size = 2 * model.config.patch_size
+    num_patches = 4 * math.prod(-(-side // superpatch_size) for side in size)
+    return num_patches - 3 * num_shared_superpatches(token_reduction, num_patches)
+
+
+def multiply_adds(
+    model: CtsForSemanticSegmentation, size: tuple[int, int], token_reduction: float, runs_policy: bool = True
+) -> int:
+    """
+    Multiply-adds of a forward pass of one image: those of matrix products, attention and convolutions.
+
+    Args:
+        model: of any device and type; a copy without values is counted.
+        size: height and width of the image in pixels.
+        token_reduction: 0 to 0.75.
+        runs_policy: whether the model's policy is part of it, or else its scores are given.
+    """
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = "eager"  # whatever kernel there is, it computes these products
+    superpatch_size = 2 * config.patch_size
+    with torch.device("meta"), torch.no_grad():
+        empty = CtsForSemanticSegmentation(config).eval()
+        scores = None if runs_policy else torch.zeros(1, *(-(-side // superpatch_size) for side in size))
+        with FlopCounterMode(display=False) as counter:
+            pixel_values = torch.zeros(1, config.num_channels, *size)
+            empty(pixel_values, superpatch_scores=scores, token_reduction=token_reduction)
+    return counter.get_total_flops() // 2
+
+
+__all__ = ["multiply_adds", "num_tokens"]
