@@ -39,14 +39,16 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """Links to pages become links in the site, links to other files of the repository links to it."""
-    places = {**PAGES, **{f"docs/{name}": name for name in files.src_uris}}
+    places = {f"docs/{name}": name for name in files.src_uris} | PAGES
     source = {name: path for path, name in places.items()}[page.file.src_uri]
 
     def replace(match):
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[1]))
         if path in places:
             return f"]({posixpath.relpath(places[path], posixpath.dirname(page.file.src_uri))}"
-        return f"]({config.repo_url.rstrip('/')}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}"
+        if (ROOT / path).exists():
+            return f"]({config.repo_url.rstrip('/')}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}"
+        return match[0]  # no link, but code; or one that leads nowhere, which mkdocs refuses
 
     return LINK.sub(replace, markdown)
 
@@ -60,15 +62,15 @@ def _modules(package):
 
 
 def _public_names(package, level=1):
-    """A table of what a package exports, each name with the first sentence of its docstring."""
+    """A list of what a package exports, each name with the first paragraph of its docstring."""
     if not package.exports:
         return ""
     lines = [f"{'#' * level} {'Public names' if level > 1 else package.path}\n", f"`from {package.path} import ...`\n"]
-    lines += ["| name | what it is |", "|---|---|"]
     for name in package.exports:
         target = package[name].final_target if package[name].is_alias else package[name]
         shown = f"[`{name}`][{target.path}]" if target.has_docstrings else f"`{name}`"
         first, *_ = target.docstring.value.split("\n\n") if target.docstring else [""]
-        summary = "" if first.startswith("Args:") else " ".join(first.split()).replace("|", "\\|")
-        lines.append(f"| {shown} | {summary} |")
+        lines.append(
+            f"- {shown}" if not first or first.startswith("Args:") else f"- {shown}: {' '.join(first.split())}"
+        )
     return "\n".join(lines) + "\n"
