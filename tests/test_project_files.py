@@ -2,11 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one file of the repository says of another is true."""
 
+import importlib.metadata
 import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 import yaml
+
+import cts_hf
 
 from .helpers.scripts import ROOT
 
@@ -23,7 +27,7 @@ def test_commits_are_formatted_with_the_version_that_the_tests_use():
 
 def test_the_citation_is_of_this_version():
     citation = yaml.safe_load(text_of("CITATION.cff"))
-    assert f'\nversion = "{citation["version"]}"\n' in text_of("pyproject.toml")
+    assert citation["version"] == cts_hf.__version__
     assert citation["preferred-citation"]["title"] in text_of("README.md")
 
 
@@ -45,3 +49,8 @@ MOVED = re.findall(r"^\| `(cts_hf\.[\w.]+)` \| `(cts_hf\.[\w.]+)` \|$", text_of(
 @pytest.mark.parametrize(("was", "now"), MOVED)
 def test_modules_are_where_the_changelog_says(was, now):
     assert importlib.util.find_spec(now), f"{was} has moved on"
+
+
+def test_the_package_says_its_version_and_that_it_is_typed():
+    assert cts_hf.__version__ == importlib.metadata.version("cts-hf")
+    assert (Path(cts_hf.__file__).parent / "py.typed").exists()
