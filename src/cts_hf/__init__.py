@@ -26,6 +26,8 @@ from .model.token_sharing import (
 )
 
 
+__version__ = "0.1.0"
+
 AutoConfig.register(CtsConfig.model_type, CtsConfig, exist_ok=True)
 AutoConfig.register(CtsPolicyConfig.model_type, CtsPolicyConfig, exist_ok=True)
 AutoModel.register(CtsConfig, CtsModel, exist_ok=True)
@@ -52,6 +54,7 @@ __all__ = [
     "CtsPreTrainedModel",
     "CtsSemanticSegmenterOutput",
     "TokenLayout",
+    "__version__",
     "build_layout",
     "num_shared_superpatches",
     "share",

@@ -25,7 +25,7 @@ from ..evaluation.command_line import print_text
 from ..evaluation.cost import multiply_adds
 from ..hub.loading import load_config, load_segmenter
 from ..model.configuration_cts import CtsConfig
-from ..model.image_processing_pil_cts import upsampled_argmax
+from ..model.image_processing_maps_cts import upsampled_argmax
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.token_sharing import check_token_reduction
 from .report import format_report, plot_report

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import IGNORE_INDEX
-from ..model.image_processing_pil_cts import CtsImageProcessingMixin, resize_labels
+from ..model.image_processing_base_cts import CtsImageProcessingMixin
+from ..model.image_processing_maps_cts import resize_labels
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.token_sharing import IGNORED_TARGET, check_token_reduction, pad_labels, superpatch_targets
 from .inference import InferenceOptions, check_input_sizes, resized_images

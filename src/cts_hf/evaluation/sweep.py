@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from matplotlib.figure import Figure
 
-from ..model.image_processing_pil_cts import CtsImageProcessingMixin
+from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.token_sharing import check_token_reduction
 from .cost import multiply_adds, num_tokens
