@@ -1,5 +1,8 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
+
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,8 @@ from cts_hf.evaluation.visualization import (
     overlay,
     prediction_panel,
 )
+
+from ..helpers.figures import saved_figures
 
 
 @pytest.fixture
@@ -99,28 +104,35 @@ def test_panel_grows_with_what_it_shows(segmentation, image):
     legend = prediction_panel(image, segmentation, segmentation, shared, classes=("wall", "floor"))
     assert alone.width < full.width == legend.width
     assert alone.height == full.height < legend.height
-    assert np.array_equal(legend.crop((0, 0, *full.size)), full)
+    # All is in the picture: nothing but the background reaches its edge.
+    for page in map(np.asarray, (alone, full, legend)):
+        assert (np.concatenate([page[0], page[-1], page[:, 0], page[:, -1]]) == 255).all()
+    # The colors of the classes and those of the image, which are not mixed where they are flat.
+    for color in (*default_palette(2), (40, 80, 120), SHARED_COLOR):
+        assert (np.asarray(full) == color).all(-1).any()
 
 
-def test_panel_shows_what_its_titles_say(segmentation, image):
-    page = np.asarray(
-        prediction_panel(image, 1 - np.minimum(segmentation, 1), segmentation, np.ones((2, 3), bool), classes="ab")
-    )
-    wall, floor = default_palette(2)
-    # 96 x 64 pixels become 540 x 360, below titles of 30 and within margins of 12.
-    shown = page[12 + 30 :][:360]
-    panels = [shown[:, 12 + index * (540 + 12) :][:, :540] for index in range(4)]
-    assert (panels[0] == (40, 80, 120)).all()
-    for panel, top_left, bottom_right, unlabelled in (
-        (panels[1], wall, floor, IGNORED_COLOR),
-        (panels[2], floor, wall, wall),
-    ):
-        assert (panel[0, 0] == top_left).all()
-        assert (panel[-1, -1] == bottom_right).all()
-        assert (panel[-1, 0] == unlabelled).all()
-    assert (panels[3] == SHARED_COLOR).all(-1).any()
-    # Below: a swatch for each class, in their order.
-    swatches = [(page[12 + 30 + 360 + 12 :] == color).all(-1).nonzero()[1] for color in (wall, floor)]
-    assert swatches[0].max() < swatches[1].min()
-    for columns in swatches:
-        assert len(columns) == 15 * (columns.max() - columns.min() + 1) == 15**2
+@pytest.mark.parametrize("classes", [("wall", "floor"), ("_", "$a^b^c$")])
+def test_panel_shows_what_its_titles_say(monkeypatch, segmentation, image, classes):
+    figures, shared, prediction = saved_figures(monkeypatch), np.eye(2, 3, dtype=bool), 1 - np.minimum(segmentation, 1)
+    page = prediction_panel(image, prediction, segmentation, shared, classes=classes)
+    assert page.mode == "RGB"
+    (figure,) = figures
+    assert {axes.get_title(): axes.images[0].get_array().tolist() for axes in figure.axes} == {
+        "Image": np.asarray(image).tolist(),
+        "Ground truth": np.asarray(colorize(segmentation)).tolist(),
+        "Prediction": np.asarray(colorize(prediction)).tolist(),
+        "Shared tokens (2 of 6 superpatches)": np.asarray(draw_sharing_grid(image, shared)).tolist(),
+    }
+    (legend,) = figure.legends
+    assert tuple(text.get_text() for text in legend.get_texts()) == classes
+    colors = [np.multiply(patch.get_facecolor()[:3], 255).round().tolist() for patch in legend.get_patches()]
+    assert colors == list(map(list, default_palette(2)))
+
+
+def test_titles_of_narrow_images_do_not_overlap(monkeypatch):
+    figures = saved_figures(monkeypatch)
+    image = Image.new("RGB", (32, 320))
+    prediction_panel(image, np.zeros((320, 32), int), shared_superpatches=np.ones((10, 1), bool))
+    boxes = [axes.title.get_window_extent() for axes in figures[0].axes]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))

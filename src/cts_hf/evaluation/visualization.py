@@ -1,13 +1,16 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Segmentations and sharing grids as pictures, with Pillow and NumPy only."""
+"""Segmentations and sharing grids as pictures."""
 
 import colorsys
+import io
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image, ImageDraw
 
 
 Color = tuple[int, int, int]
@@ -22,11 +25,8 @@ PATCH_LINE_OPACITY = 0.3
 HUE_STEP = 0.618033988749895
 SHADES = ((0.65, 0.95), (0.85, 0.72), (0.45, 0.85), (0.95, 0.5))
 
-PANEL_HEIGHT = 360
-MARGIN = 12
-TITLE_HEIGHT = 30
-BACKGROUND = (255, 255, 255)
-TEXT_COLOR = (33, 37, 41)
+# In inches, of 100 pixels.
+PANEL_HEIGHT, TITLE_WIDTH, MARGIN = 3.6, 2.8, 0.12
 
 
 def default_palette(num_classes: int) -> tuple[Color, ...]:
@@ -171,10 +171,7 @@ def prediction_panel(
         shared = _array(shared_superpatches).astype(bool)
         grid = draw_sharing_grid(image, shared, superpatch_size, patch_size)
         panels.append((f"Shared tokens ({shared.sum()} of {shared.size} superpatches)", grid))
-    page = _side_by_side(panels)
-    if classes is not None:
-        page = _with_legend(page, [(classes[index], palette[index]) for index in present])
-    return page
+    return _draw_panels(panels, [(classes[index], palette[index]) for index in present] if classes is not None else [])
 
 
 def _draw_patches(picture: Image.Image, shared: np.ndarray, patch: int, superpatch: int) -> None:
@@ -199,48 +196,26 @@ def _draw_superpatches(picture: Image.Image, shared: np.ndarray, superpatch: int
         draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=SHARED_COLOR, width=width)
 
 
-def _side_by_side(panels: list[tuple[str, Image.Image]]) -> Image.Image:
-    font = ImageFont.load_default(size=16)
-    pictures = [_fit(picture) for _, picture in panels]
-    cells = [
-        max(picture.width, round(font.getlength(title))) for (title, _), picture in zip(panels, pictures, strict=True)
-    ]
-    page = Image.new(
-        "RGB", (sum(cells) + MARGIN * (len(cells) + 1), PANEL_HEIGHT + TITLE_HEIGHT + 2 * MARGIN), BACKGROUND
-    )
-    draw = ImageDraw.Draw(page)
-    left = MARGIN
-    for (title, _), picture, width in zip(panels, pictures, cells, strict=True):
-        draw.text((left + width / 2, MARGIN + TITLE_HEIGHT / 2), title, TEXT_COLOR, font, anchor="mm")
-        page.paste(picture, (left + (width - picture.width) // 2, MARGIN + TITLE_HEIGHT))
-        left += width + MARGIN
-    return page
-
-
-def _fit(picture: Image.Image) -> Image.Image:
-    width = max(1, round(picture.width * PANEL_HEIGHT / picture.height))
-    # Averaging keeps thin lines when a picture shrinks, sharp pixels show what a small one really holds.
-    resample = Image.Resampling.LANCZOS if picture.height > PANEL_HEIGHT else Image.Resampling.NEAREST
-    return picture.resize((width, PANEL_HEIGHT), resample)
-
-
-def _with_legend(page: Image.Image, entries: list[tuple[str, Color]]) -> Image.Image:
-    font = ImageFont.load_default(size=14)
-    swatch, line_height = 14, 24
-    places, left, row = [], MARGIN, 0
-    for name, _ in entries:
-        width = swatch + 6 + round(font.getlength(name)) + 18
-        if left > MARGIN and left + width > page.width - MARGIN:
-            left, row = MARGIN, row + 1
-        places.append((left, page.height + row * line_height))
-        left += width
-    taller = Image.new("RGB", (page.width, page.height + (row + 1) * line_height + MARGIN), BACKGROUND)
-    taller.paste(page)
-    draw = ImageDraw.Draw(taller)
-    for (name, color), (left, top) in zip(entries, places, strict=True):
-        draw.rectangle((left, top, left + swatch, top + swatch), fill=tuple(color))
-        draw.text((left + swatch + 6, top + swatch / 2), name, TEXT_COLOR, font, anchor="lm")
-    return taller
+def _draw_panels(panels: list[tuple[str, Image.Image]], legend: list[tuple[str, Color]]) -> Image.Image:
+    """Pictures of one shape beside each other, titles above them and the names of colors below."""
+    cell = max(TITLE_WIDTH, *(PANEL_HEIGHT * picture.width / picture.height for _, picture in panels))
+    width = (cell + MARGIN) * len(panels) - MARGIN
+    figure = Figure(figsize=(width, PANEL_HEIGHT), dpi=100)
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=MARGIN / cell)
+    for axes, (title, picture) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        axes.imshow(picture)
+        axes.set_title(title, fontsize="medium")
+        axes.set_axis_off()
+    if legend:
+        patches = [Patch(facecolor=np.divide(color, 255)) for _, color in legend]
+        columns = max(1, round(width / 1.5))
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "frameon": False}
+        drawn = figure.legend(patches, [str(index) for index in range(len(legend))], ncols=columns, **below)
+        for label, (name, _) in zip(drawn.get_texts(), legend, strict=True):
+            label.set(text=name, parse_math=False)  # a name may hold dollars, or begin as what legends leave out
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=MARGIN)
+    return Image.open(buffer).convert("RGB")
 
 
 def _array(values: ArrayLike) -> np.ndarray:
