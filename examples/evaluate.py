@@ -95,7 +95,7 @@ def main():
         results, classes = evaluate(arguments, dataset_arguments, options, accelerator)
         if accelerator.is_main_process:
             settings = {**asdict(arguments), **asdict(dataset_arguments), **asdict(options)}
-            # Neither a full disk nor a reader of the output that has gone costs what the other one can still keep.
+            # A full disk does not keep results from being printed, nor a closed pipe from being saved.
             try:
                 write(folder, results, classes, settings)
             finally:
@@ -163,7 +163,7 @@ def compare_names(of_model: tuple[str, ...], of_data: tuple[str, ...]) -> str | 
 
 
 def is_unnamed(classes: tuple[str, ...]) -> bool:
-    """Whether these names only count, as those of `transformers` and of data sets without names do."""
+    """Whether these are numbered names, as `transformers` and data sets give to classes without names."""
     return any(all(name == f"{stem}_{index}" for index, name in enumerate(classes)) for stem in ("LABEL", "class"))
 
 

@@ -55,11 +55,13 @@ class ExportArguments:
 
     def __post_init__(self):
         if self.image_size is not None and min(self.image_size) < 1:
-            raise ValueError(f"`image_size` must be a height and a width of 1 pixel or more, got {self.image_size}.")
+            raise ValueError(
+                f"`image_size` must be a height and a width of 1 pixel or more, got {self.image_size}: correct it."
+            )
         if self.batch_size < 0:
-            raise ValueError(f"`batch_size` must be at least 0 (0: any number of images), got {self.batch_size}.")
+            raise ValueError(f"`batch_size` must be at least 0 (0: any number), got {self.batch_size}: correct it.")
         if self.rounds < 1:
-            raise ValueError(f"`rounds` must be at least 1, got {self.rounds}.")
+            raise ValueError(f"`rounds` must be at least 1, got {self.rounds}: choose more.")
         if self.token_reduction is not None:
             check_token_reduction(self.token_reduction)
 
@@ -68,7 +70,7 @@ def main() -> None:
     (args,) = HfArgumentParser(ExportArguments).parse_args_into_dataclasses()
     if Path(args.output_dir).resolve() == Path(args.model).resolve():
         raise SystemExit(
-            f"output_dir is the folder of the model, {args.model}, and would change it: give another one."
+            f"`output_dir` must be another folder than the model's, got {args.output_dir}: choose a new one."
         )
     load_config(args.model)  # a wrong path leaves no folder behind
     with OutputFolder(args.output_dir, "export") as output:

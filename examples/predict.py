@@ -55,7 +55,7 @@ class PredictionArguments:
             check_token_reduction(self.token_reduction)
         if self.num_workers < 0:
             raise ValueError(
-                f"`num_workers` must be at least 0 (0: no processes of their own), got {self.num_workers}."
+                f"`num_workers` must be at least 0 (0: no processes of their own), got {self.num_workers}: correct it."
             )
 
 
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def print_report(report: PredictionReport, output_dir: str) -> None:
-    # First, as nobody may be reading the other output any more.
+    # First, as the standard output may be closed.
     if report.problems:
         print(f"Could not be segmented ({len(report.problems)}):", *report.problems, sep="\n  ", file=sys.stderr)
     print_text(

@@ -185,8 +185,8 @@ def test_presets_have_the_published_numbers_of_tokens(name, num_tokens):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either `preset`"),
-        ({"preset": "small-512", "model": "here"}, "either `preset`"),
+        ({}, "Either `preset`, .* must be given, got None and None"),
+        ({"preset": "small-512", "model": "here"}, "Either `preset`, .*, got 'small-512' and 'here'"),
         ({"preset": "huge"}, "tiny-512.*got 'huge'"),
         ({"preset": "small-512", "rounds": 0}, "rounds.*got 0"),
         ({"preset": "small-512", "image_size": [64, -1]}, r"`image_size` must be .* got \[64, -1\]"),

@@ -19,7 +19,7 @@ def test_runtimes_take_turns(monkeypatch):
         clock.wait(100 if len(calls) <= 2 else next(seconds))
 
     runtimes = {"a": partial(run, "a", iter([1, 2, 9])), "b": partial(run, "b", iter([3, 8, 4]))}
-    # In milliseconds, without the first turns, which nobody times.
+    # In milliseconds, without the first turns, which are not timed.
     assert median_times(runtimes, (1, 3, 16, 16), rounds=3) == {"a": 2000, "b": 4000}
     assert [name for name, _ in calls] == ["a", "b", "b", "a"] * 2
     sums = [value for _, value in calls]

@@ -84,7 +84,7 @@ def test_export_and_use(monkeypatch, capsys, tmp_path):
 def test_the_model_itself_is_not_overwritten(monkeypatch, tmp_path):
     tiny_model().save_pretrained(tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(SystemExit, match="is the folder of the model"):
+    with pytest.raises(SystemExit, match="`output_dir` must be another folder than the model's"):
         run_main(monkeypatch, "export_onnx.py", model=tmp_path, output_dir=f"{tmp_path}/.")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 

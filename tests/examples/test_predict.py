@@ -181,7 +181,7 @@ def test_windows_scales_and_flips_have_no_grids(monkeypatch, options):
     many = {"window": 48, "stride": 32, "scales": [0.75, 1.0], "flip": True}
     assert run_main(monkeypatch, "predict.py", **options, **many) == 0
     assert {name.split("/")[0] for name in written(options["output_dir"])} == {"masks", "overlays"}
-    with pytest.raises(ValueError, match="an image has many grids"):
+    with pytest.raises(ValueError, match=r"`outputs` must not have grids with windows, .*, got grids: leave"):
         run_main(monkeypatch, "predict.py", **options, **many, outputs=["grids"])
 
 
@@ -189,7 +189,7 @@ def test_impossible_calls_are_refused(options, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="There are no images in"):
         find_images(tmp_path / "empty")
-    with pytest.raises(ValueError, match="outputs has pictures: there are masks"):
+    with pytest.raises(ValueError, match="`outputs` must be of masks, overlays, grids, got pictures"):
         predict_files(
             tiny_model(), CtsImageProcessor(), {}, tmp_path, outputs=["pictures"], options=InferenceOptions()
         )

@@ -100,18 +100,23 @@ class BenchmarkArguments:
 
     def __post_init__(self):
         if (self.preset is None) == (self.model is None):
-            raise ValueError(f"Give either `preset`, one of {', '.join(PRESETS)}, or `model`.")
+            raise ValueError(
+                f"Either `preset`, one of {', '.join(PRESETS)}, or `model` must be given, got {self.preset!r} and "
+                f"{self.model!r}: give one of them."
+            )
         if self.preset is not None and self.preset not in PRESETS:
-            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}.")
+            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}: choose one.")
         if self.rounds is not None and self.rounds < 1:
-            raise ValueError(f"`rounds` must be at least 1, got {self.rounds}.")
+            raise ValueError(f"`rounds` must be at least 1, got {self.rounds}: choose more.")
         for name in ("image_size", "batch_size"):
             if any(value < 1 for value in getattr(self, name)):
-                raise ValueError(f"`{name}` must be whole numbers of 1 or more, got {getattr(self, name)}.")
+                raise ValueError(
+                    f"`{name}` must be whole numbers of 1 or more, got {getattr(self, name)}: correct it."
+                )
         for token_reduction in self.token_reduction:
             check_token_reduction(token_reduction)
         if self.plot is not None and Path(self.plot).suffix.lower() not in (".png", ".svg"):
-            raise ValueError(f"`plot` must be the path of a .png or .svg file, got {self.plot}.")
+            raise ValueError(f"`plot` must be the path of a .png or .svg file, got {self.plot}: rename it.")
         if self.plot is not None and self.json is not None and _same_file(self.plot, self.json):
             raise ValueError(f"`plot` must be another file than `json`, got {self.plot} for both: rename one.")
 
@@ -266,12 +271,12 @@ def build_model(arguments: BenchmarkArguments) -> CtsForSemanticSegmentation:
 
 
 def _has_weights(folder: Path) -> bool:
-    # Of whatever kind: unreadable ones are refused, not replaced by random ones.
+    # Of any kind: those that cannot be read must be refused, and not be replaced by random ones.
     return any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir())
 
 
 def describe_setup(arguments: BenchmarkArguments) -> dict[str, Any]:
-    """What it ran on and with."""
+    """The device, the options and the versions of libraries that results depend on."""
     if torch.device(arguments.device).type == "cuda":
         device = torch.cuda.get_device_name(arguments.device)
     else:
@@ -323,7 +328,7 @@ def main(command_line: list[str] | None = None) -> None:
         if getattr(arguments, name) is not None:
             _prepare_file(name, Path(getattr(arguments, name)), arguments.overwrite)
     report = run_benchmark(arguments)
-    # Neither a full disk nor a reader of the output that has gone costs what the other one can still keep.
+    # A full disk does not keep results from being printed, nor a closed pipe from being saved.
     try:
         if arguments.json is not None:
             Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -126,7 +126,7 @@ def median_times(
         ValueError: If there are no rounds.
     """
     if rounds < 1:
-        raise ValueError(f"`rounds` must be at least 1, got {rounds}.")
+        raise ValueError(f"`rounds` must be at least 1, got {rounds}: choose more.")
     generator, stopwatch = torch.Generator().manual_seed(0), Stopwatch(torch.device("cpu"))
     names, turns = list(runtimes), []
     for index in range(rounds + 1):

@@ -16,7 +16,7 @@ def new_accelerator(**options: Any) -> Accelerator:
     Args:
         options: of [`~accelerate.Accelerator`], all but `cpu`.
     """
-    # Without devices, processes have to be told to meet on the CPU: else each takes itself for the only one.
+    # Without devices, Accelerate connects processes only if asked for the CPU: else each works as the only one.
     return Accelerator(cpu=not torch.accelerator.is_available(), **options)
 
 
@@ -25,7 +25,7 @@ def print_text(text: object) -> None:
     Prints to the standard output. What its encoding does not have, such as letters of a class name where it is ASCII,
     is escaped: `print` would raise an error.
     """
-    encoding = sys.stdout.encoding or "utf-8"  # a stream of the user's in its place may have none
+    encoding = sys.stdout.encoding or "utf-8"  # a stream that was put in its place may have none
     print(str(text).encode(encoding, "backslashreplace").decode(encoding))
 
 

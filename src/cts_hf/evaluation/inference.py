@@ -32,7 +32,7 @@ class Box(NamedTuple):
 Item = TypeVar("Item")
 # From windows (B, C, h, w) and their places to scores (B, Hs, Ws), in place of the model's policy.
 WindowScores = Callable[[Tensor, list[Box]], Tensor]
-# Is told of each forward pass: the places of its windows, the scores that were given, and the model's outputs.
+# Called after each forward pass, with the places of its windows, the scores that were given, and the model's outputs.
 Observer = Callable[[list[Box], Tensor | None, CtsSemanticSegmenterOutput], None]
 
 
@@ -45,7 +45,7 @@ class View:
         pixel_values: (1, C, H, W), as the image processor gives them.
         flipped: whether left and right are exchanged.
         superpatch_scores: what shares tokens in its windows; None leaves that to the model's policy.
-        observer: is told what the model did with its windows.
+        observer: called after each forward pass of its windows.
     """
 
     pixel_values: Tensor
@@ -208,11 +208,11 @@ def sliding_window_logits(
         pixel_values: (1, C, H, W), of any size: where the shorter side is under the window, the image is enlarged
             first, to `windowed_size`.
         window: side of the windows in pixels.
-        stride: pixels between the starts of neighbouring windows, 1 to the window.
+        stride: pixels between the starts of neighboring windows, 1 to the window.
         batch_size: windows in a forward pass.
         superpatch_scores: called with windows (B, C, window, window) and their places in the (enlarged) image, it
             gives scores (B, Hs, Ws) in place of the model's policy.
-        observer: is told what the model did in each forward pass.
+        observer: called after each forward pass.
         model_kwargs: for the model's forward, such as `token_reduction`.
 
     Returns:
@@ -262,7 +262,7 @@ def segment(
         views: the image at one or several scales, flipped or not, on the model's device.
         size: height and width of the result in pixels, usually those of the original image.
         window: side of sliding windows in pixels; None gives each view to the model as a whole.
-        stride: pixels between the starts of neighbouring windows; None is the window.
+        stride: pixels between the starts of neighboring windows; None is the window.
         batch_size: windows in a forward pass.
         model_kwargs: for the model's forward, such as `token_reduction`.
 
@@ -273,15 +273,14 @@ def segment(
         ValueError: no views, views of more than one image, or window options out of range.
     """
     if not views:
-        raise ValueError("There are no views: give at least one.")
+        raise ValueError("`views` must be one or more, got none: give at least one.")
     probabilities = None
     for view in views:
         if window is None:
             _check_single(view.pixel_values)
             whole = Box(0, 0, *view.pixel_values.shape[-2:])
-            logits = _forward(model, view.pixel_values, [whole], view.superpatch_scores, view.observer, model_kwargs)[
-                0
-            ]
+            scores, observer = view.superpatch_scores, view.observer
+            (logits,) = _forward(model, view.pixel_values, [whole], scores, observer, model_kwargs)
         else:
             logits = sliding_window_logits(
                 model,
@@ -361,8 +360,8 @@ def _is_factor(value: Any) -> bool:
 def _check_single(pixel_values: Tensor) -> None:
     if pixel_values.ndim != 4 or pixel_values.shape[0] != 1:
         raise ValueError(
-            f"pixel_values must be a single image (1, channels, height, width), got {tuple(pixel_values.shape)}: at "
-            "full resolution the logits of several images can exceed the memory."
+            f"`pixel_values` must be a single image (1, channels, height, width), got {tuple(pixel_values.shape)}: "
+            "give one at a time, as the logits of several at full resolution can exceed the memory."
         )
 
 

@@ -95,7 +95,7 @@ class MeanIoU(evaluate.Metric):
         options: the other ones of `evaluate.Metric`.
 
     Raises:
-        ValueError: an option out of range or of the wrong type, one that there is not, or a device that there is not.
+        ValueError: an option out of range or of the wrong type, an unknown option, or a device that is not available.
     """
 
     def __init__(

@@ -27,8 +27,8 @@ class TrainerMeanIoU:
     `MeanIoU` as `compute_metrics` of `transformers.Trainer`, with `preprocess_logits_for_metrics` beside it.
 
     With `batch_eval_metrics=True` in the training arguments only one batch of predictions is held at a time. An
-    evaluation that was interrupted then leaves its counts behind, and nothing tells where the next one begins: call
-    `metric.reset()` of this object before.
+    evaluation that was interrupted then leaves its counts behind, to which the next one would add: call
+    `metric.reset()` of this object before it.
 
     Args:
         num_labels: number of classes.

@@ -132,9 +132,9 @@ def predict_files(
         accelerator: of all the processes that share the images, every one of which has to call this.
 
     Raises:
-        ValueError: an output that there is not, grids where an image is not a single input of the model, a budget that
-            the model cannot have, or a folder where another run is writing, or which holds files that the results
-            would replace: those of others in any case, results of other settings without `overwrite`.
+        ValueError: an unknown output, grids where an image is not a single input of the model, a budget that the model
+            cannot have, a folder where another run is writing, or files in it that the results would replace: files
+            that are no results in any case, results of other settings without `overwrite`.
         OSError: no file can be written any more, as on a full disk.
     """
     if not isinstance(images, dict):
@@ -290,11 +290,11 @@ def _segmentations(
 
 def _check_outputs(outputs: Sequence[str], options: InferenceOptions) -> None:
     if unknown := [output for output in outputs if output not in OUTPUTS]:
-        raise ValueError(f"outputs has {', '.join(unknown)}: there are {', '.join(OUTPUTS)}.")
+        raise ValueError(f"`outputs` must be of {', '.join(OUTPUTS)}, got {', '.join(unknown)}: choose of these.")
     if "grids" in outputs and not options.is_single_pass:
         raise ValueError(
-            "outputs has grids, but with windows, several scales or flips an image has many grids: choose the others, "
-            "or segment whole images at one scale."
+            "`outputs` must not have grids with windows, several scales or flips, as an image would have many, got "
+            f"{', '.join(outputs)}: leave grids out, or segment whole images at one scale."
         )
 
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 The result files of predictions. Each one says in its metadata which settings and which image made it, and what it
-showed then: so a run knows what is done and still whole, never takes results of another model or budget for its own,
-and never replaces a file of somebody else, such as a result that was edited.
+showed then. So a run knows which results are done and intact, tells its own from those of another model or budget, and
+never replaces a file that it did not write, such as a result that was edited.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ OUTPUTS = {"masks": ".png", "overlays": ".jpg", "grids": ".png"}
 
 # The key of the stamp in a PNG file, and its first word in both.
 _KEY = "cts_hf"
-# Where these say no to one file, they do so to all others.
+# Errors of writing one file that mean that no other can be written either.
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-# Entries of configurations that say nothing of the results.
+# Entries of configurations that do not change the results.
 _NAMES = ("_name_or_path", "architectures", "auto_map", "dtype", "id2label", "label2id", "transformers_version")
 _NAMES += ("image_processor_type", "processor_class")
 
@@ -74,6 +74,13 @@ class Results:
         self.folder, self.outputs, self.settings = folder, outputs, settings
 
     def path(self, output: str, name: str) -> Path:
+        """
+        The file of one result.
+
+        Args:
+            output (`str`): Its kind, of `OUTPUTS`.
+            name (`str`): Name of the image.
+        """
         return self.folder / output / f"{name}{OUTPUTS[output]}"
 
     def pending(self, images: Mapping[str, Path], overwrite: bool = False) -> dict[str, list[str]]:
@@ -174,13 +181,13 @@ class Results:
         if not _ignores_case(self.folder):
             return
         first: dict[str, str] = {}
-        twins = [
+        clashes = [
             f"{other} and {name}" for name in images if (other := first.setdefault(name.casefold(), name)) != name
         ]
-        if twins:
+        if clashes:
             raise ValueError(
                 f"Every image must have a name of its own, for its results, and upper case counts as lower case in "
-                f"{printable(self.folder)}: {printable(list_names(twins))}. Rename one of each."
+                f"{printable(self.folder)}: {printable(list_names(clashes))}. Rename one of each."
             )
 
     def _list(self, paths: Sequence[Path]) -> str:

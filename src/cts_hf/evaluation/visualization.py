@@ -58,7 +58,7 @@ def colorize(segmentation: ArrayLike, palette: Sequence[Color] | None = None, ig
     """
     ids = _array(segmentation)
     if ids.ndim != 2:
-        raise ValueError(f"segmentation has the shape {ids.shape}, it must be (H, W) class ids.")
+        raise ValueError(f"`segmentation` must be (H, W) class ids, got the shape {ids.shape}: give a single map.")
     ids = ids.astype(np.int64)
     ignored = ids == ignore_index
     highest = int(ids.max(initial=0, where=~ignored))
@@ -66,8 +66,8 @@ def colorize(segmentation: ArrayLike, palette: Sequence[Color] | None = None, ig
     if highest >= len(palette) or ids.min(initial=0, where=~ignored) < 0:
         unknown = sorted(set(np.unique(ids[~ignored]).tolist()) - set(range(len(palette))))
         raise ValueError(
-            f"segmentation holds the ids {unknown}; the palette has colors for 0 to {len(palette) - 1}, "
-            f"and {ignore_index} is ignored. Give more colors or another ignore_index."
+            f"`segmentation` must be ids from 0 to {len(palette) - 1}, for which `palette` has colors, or "
+            f"{ignore_index}, which is ignored, got {unknown}: give more colors or another `ignore_index`."
         )
     colors = np.asarray([*palette, IGNORED_COLOR], dtype=np.uint8)
     return Image.fromarray(colors[np.where(ignored, len(palette), ids)])
@@ -91,7 +91,7 @@ def overlay(
         ignore_index: id that is left clear.
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}, it must be 0 (image only) to 1 (colors only).")
+        raise ValueError(f"`alpha` must be 0 (image only) to 1 (colors only), got {alpha}: choose between these.")
     image = image.convert("RGB")
     ids = _array(segmentation)
     colors = colorize(ids, palette, ignore_index).resize(image.size, Image.Resampling.NEAREST)
@@ -119,13 +119,17 @@ def draw_sharing_grid(
     """
     shared = _array(shared_superpatches).astype(bool)
     if superpatch_size % patch_size:
-        raise ValueError(f"superpatch_size {superpatch_size} must be a multiple of patch_size {patch_size}.")
+        raise ValueError(
+            f"`superpatch_size` must be a multiple of `patch_size`, got {superpatch_size} and {patch_size}: give "
+            "those of the model."
+        )
     # The last row and column may hang over the edge: the model pads images to whole superpatches.
     expected = (-(-image.height // superpatch_size), -(-image.width // superpatch_size))
     if shared.shape != expected:
         raise ValueError(
-            f"shared_superpatches is {shared.shape}, an image of {image.width}x{image.height} pixels has {expected} "
-            f"superpatches of {superpatch_size}: give the image in the size that the model saw, and a single one."
+            f"`shared_superpatches` must have the shape {expected} of an image of {image.height} x {image.width} "
+            f"pixels with superpatches of {superpatch_size}, got {shared.shape}: give a single image, in the "
+            "size that the model saw."
         )
     scale = max(1, -(-16 // patch_size))
     picture = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BILINEAR)
@@ -192,7 +196,7 @@ def _draw_superpatches(picture: Image.Image, shared: np.ndarray, superpatch: int
     for row, column in np.argwhere(shared).tolist():
         left, top = column * superpatch, row * superpatch
         right, bottom = min(left + superpatch, picture.width) - 1, min(top + superpatch, picture.height) - 1
-        # A gap of one pixel keeps neighbours apart that both are shared.
+        # A gap of one pixel between shared neighbors.
         draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=SHARED_COLOR, width=width)
 
 

@@ -62,17 +62,19 @@ def export_onnx(
 
     Raises:
         ImportError: If onnx or onnxscript is missing.
-        ValueError: If the model is not in float32, a size is no positive whole number, or the model cannot run with
+        ValueError: If the model is not in float32, a size is not a positive whole number, or the model cannot run with
             these options.
     """
     if model.dtype != torch.float32:
-        raise ValueError(f"The model is in {model.dtype}, ONNX export needs torch.float32: call `model.float()`.")
+        raise ValueError(f"`model` must be in torch.float32, got {model.dtype}: call `model.float()`.")
     image_size = model.config.image_height_and_width if image_size is None else image_size
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not all(isinstance(side, int) and side > 0 for side in (height, width)):
-        raise ValueError(f"`image_size` must be one or two (height, width) positive whole numbers, got {image_size}.")
+        raise ValueError(
+            f"`image_size` must be a positive whole number or two (height, width), got {image_size}: correct it."
+        )
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"`batch_size` must be at least 1, or None for any number of images, got {batch_size}.")
+        raise ValueError(f"`batch_size` must be at least 1, or None for any number, got {batch_size}: correct it.")
     _require("onnx")
     opset = getattr(_require("onnxscript"), f"opset{OPSET_VERSION}")
 
