@@ -144,9 +144,11 @@ def test_saved_files(folder):
         "modeling_cts_checks.py",
         "modeling_cts_decoders.py",
         "modeling_cts_embeddings.py",
+        "modeling_cts_grid.py",
         "modeling_cts_layers.py",
         "modeling_cts_policy.py",
         "modeling_cts_policy_backbone.py",
+        "modeling_cts_targets.py",
         "token_sharing.py",
     }
     assert {name for name in names if name.endswith(".py")} == code

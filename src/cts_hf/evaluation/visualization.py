@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..model.modeling_cts_grid import num_cells
+
 
 Color = tuple[int, int, int]
 ArrayLike = np.ndarray | torch.Tensor | Image.Image
@@ -121,13 +123,13 @@ def draw_sharing_grid(
     if superpatch_size % patch_size:
         raise ValueError(f"superpatch_size {superpatch_size} must be a multiple of patch_size {patch_size}.")
     # The last row and column may hang over the edge: the model pads images to whole superpatches.
-    expected = (-(-image.height // superpatch_size), -(-image.width // superpatch_size))
+    expected = (num_cells(image.height, superpatch_size), num_cells(image.width, superpatch_size))
     if shared.shape != expected:
         raise ValueError(
             f"shared_superpatches is {shared.shape}, an image of {image.width}x{image.height} pixels has {expected} "
             f"superpatches of {superpatch_size}: give the image in the size that the model saw, and a single one."
         )
-    scale = max(1, -(-16 // patch_size))
+    scale = max(1, num_cells(16, patch_size))
     picture = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BILINEAR)
     _draw_patches(picture, shared, patch_size * scale, superpatch_size * scale)
     _draw_superpatches(picture, shared, superpatch_size * scale)
