@@ -152,15 +152,15 @@ def build_layout(
     if superpatch_mask is not None:
         check_superpatch_mask(superpatch_mask, scores[-1].shape)
 
-    shared, available = [], superpatch_mask  # where there is something to share: `None` for everywhere
-    for level, finer_level, level_scores, budget in reversed(
-        list(zip(levels, (1, *levels), scores, budgets, strict=False))
-    ):
-        check_budget(budget, level_scores, available)
-        chosen = _choose_best(level_scores, budget, available)
+    # From the last level down. `available` is where nothing larger is shared, and no padding: `None` for everywhere.
+    shared, available = [], superpatch_mask
+    for index in reversed(range(len(levels))):
+        check_budget(budgets[index], scores[index], available)
+        chosen = _choose_best(scores[index], budgets[index], available)
         shared.insert(0, chosen)
         available = ~chosen if available is None else available & ~chosen
-        available = _repeat(available, level // finer_level)  # in superpatches of the next level, patches at last
+        finer_level = levels[index - 1] if index > 0 else 1
+        available = _repeat(available, levels[index] // finer_level)
 
     num_patches = available.shape[1] * available.shape[2]
     if superpatch_mask is None and not any(isinstance(budget, torch.Tensor) for budget in budgets):
@@ -289,7 +289,7 @@ def _number_tokens(
 ) -> TokenLayout:
     """
     Numbers the tokens: patches that share none, `(batch_size, rows, columns)`, bool, and the superpatches of each
-    level that are one, alike. What is neither in a patch of the first nor in a superpatch is padding.
+    level that are one token. What neither of them covers is padding.
     """
     batch_size, num_patches, device = unshared.shape[0], unshared.shape[1] * unshared.shape[2], unshared.device
     is_token = torch.cat([unshared.flatten(1), *(chosen.flatten(1) for chosen in shared)], dim=1)  # (B, N + N/4 ...)
