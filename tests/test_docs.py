@@ -1,9 +1,10 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Every code block of README.md and docs/ runs, page by page, in a folder that has what the page takes for granted: data
-sets (tiny), checkpoints to convert and a cache of downloads (random weights). Training is cut to a few steps of small
-crops; `accelerate launch` and `torchrun` are checked by their own parsers, and their scripts run in this process.
+Every code block of README.md, CONTRIBUTING.md and docs/ runs, page by page, in a folder that has what the page takes
+for granted: data sets (tiny), checkpoints to convert and a cache of downloads (random weights). Training is cut to a
+few steps of small crops; `accelerate launch` and `torchrun` are checked by their own parsers, and their scripts run in
+this process.
 """
 
 import json
@@ -30,8 +31,10 @@ from .helpers.scripts import ROOT, run_script
 from .helpers.training_runs import reset_accelerate
 
 
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-LANGUAGES = {"bash", "python", "bibtex", ""}
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+RUN = {"python", "bash"}
+LANGUAGES = {*RUN, "bibtex", "text", ""}
 
 FEW_STEPS = ["--max_steps", "2", "--batch_size", "2", "--crop_size", "64", "--num_workers", "0"]
 FEW_STEPS += ["--max_eval_samples", "1", "--eval_steps", "0"]
@@ -54,18 +57,22 @@ def code_blocks(page):
         yield text[: match.start()].count("\n") + 1, match[1], match[2]
 
 
+def languages(page):
+    return {language for _, language, _ in code_blocks(page)}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_are_complete(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert text.count("```") == 2 * len(list(code_blocks(page)))
-    assert {language for _, language, _ in code_blocks(page)} <= LANGUAGES
+    assert languages(page) <= LANGUAGES
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if not target.startswith("https://"):
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if any(code_blocks(page))])
+@pytest.mark.parametrize("page", [page for page in PAGES if not RUN.isdisjoint(languages(page))])
 @pytest.mark.usefixtures("workplace")
 def test_code_runs(page, monkeypatch, capsys):
     for line, language, code in code_blocks(page):
@@ -73,7 +80,10 @@ def test_code_runs(page, monkeypatch, capsys):
             print(f"{page}:{line}")
         if language == "python":
             capsys.readouterr()
-            exec(compile(code, f"{page}:{line}", "exec"), {"__name__": "__main__"})
+            names = {"__name__": "__main__"}
+            exec(compile(code, f"{page}:{line}", "exec"), names)
+            for test in [value for name, value in names.items() if name.startswith("test_")]:
+                test()
             assert_printed(code, capsys.readouterr().out)
         elif language == "bash":
             for words in commands(code):
@@ -101,8 +111,8 @@ def run_command(words, monkeypatch):
     program, *arguments = words
     if program == "pip":
         assert_installable(arguments)
-    elif program in ("pytest", "hf"):
-        assert arguments in ([], ["auth", "login"]), "a test cannot do this; is it right?"
+    elif program in ("pytest", "hf", "pre-commit"):
+        assert arguments in ([], ["auth", "login"], ["install"]), "a test cannot do this; is it right?"
     else:
         if program == "accelerate":
             assert arguments[0] == "launch"
@@ -122,10 +132,12 @@ def run_command(words, monkeypatch):
 
 
 def assert_installable(arguments):
+    if arguments == ["install", "pre-commit"]:
+        return
     assert arguments[:2] == ["install", "-e"]
-    extras = re.fullmatch(r"\.(?:\[(\w+)\])?", arguments[2])[1]
+    extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", arguments[2])[1]
     known = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("\n[")[0]
-    assert extras is None or f"\n{extras} = [" in known
+    assert all(f"\n{extra} = [" in known for extra in (extras or "").split(",") if extra)
 
 
 @pytest.fixture
@@ -151,7 +163,7 @@ def workplace(page, tmp_path, monkeypatch):
     ):
         write_pair(ade20k / f"images/{split}/{name}.jpg", ade20k / f"annotations/{split}/{name}.png", 151)
 
-    if page != "README.md":  # which trains it
+    if page not in ("README.md", "docs/tour.md"):  # which train it
         model = CtsForSemanticSegmentation(tiny_config(image_size=128))
         model.save_pretrained("outputs/scenes")
         CtsImageProcessor(size={"shortest_edge": 128}).save_pretrained("outputs/scenes")

@@ -20,6 +20,8 @@ from .model.modeling_cts_targets import superpatch_targets
 from .model.token_sharing import TokenLayout, build_layout, num_shared_superpatches, share, unshare
 
 
+__version__ = "0.1.0"
+
 AutoConfig.register(CtsConfig.model_type, CtsConfig, exist_ok=True)
 AutoConfig.register(CtsPolicyConfig.model_type, CtsPolicyConfig, exist_ok=True)
 AutoModel.register(CtsConfig, CtsModel, exist_ok=True)
@@ -46,6 +48,7 @@ __all__ = [
     "CtsPreTrainedModel",
     "CtsSemanticSegmenterOutput",
     "TokenLayout",
+    "__version__",
     "build_layout",
     "num_shared_superpatches",
     "share",

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 
 from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
 from cts_hf.conversion import load_policy_backbone, load_vit_weights
+from cts_hf.conversion.normalization import weights_normalization
 from cts_hf.hub.loading import load_config, load_processor, load_segmenter
 from cts_hf.hub.normalization import (
     HALF,
     IMAGENET,
     Normalization,
     check_normalization,
-    weights_normalization,
 )
 from cts_hf.training import save_model_folder
 

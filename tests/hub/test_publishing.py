@@ -27,7 +27,7 @@ from ..helpers.models import random_images, tiny_model, tiny_policy
 
 TOKEN = "hf_" + "a1B2" * 8
 SOURCES = Path(cts_hf.__file__).parent / "model"
-CODE = {path.name for path in SOURCES.glob("*.py") if "_cts" in path.name} | {"token_sharing.py"}
+CODE = {path.name for path in SOURCES.glob("*.py")} - {"__init__.py"}
 MODEL = {"model.safetensors", "config.json", "preprocessor_config.json", "README.md"} | CODE
 
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cts_hf.model.image_processing_cts import CtsImageProcessor
-from cts_hf.model.image_processing_pil_cts import CtsImageProcessorPil, upsampled_argmax
+from cts_hf.model.image_processing_maps_cts import upsampled_argmax
+from cts_hf.model.image_processing_pil_cts import CtsImageProcessorPil
 
 
 @pytest.fixture(params=[CtsImageProcessor, CtsImageProcessorPil], ids=["torchvision", "pil"])

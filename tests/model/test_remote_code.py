@@ -20,6 +20,7 @@ from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
 from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor, CtsImageProcessorPil, CtsModel, CtsPolicyModel
+from cts_hf import model as model_room
 
 from ..helpers.models import random_images, tiny_model, tiny_policy
 
@@ -135,22 +136,7 @@ def test_pipeline(folder):
 
 def test_saved_files(folder):
     names = {path.name for path in folder.iterdir()}
-    code = {
-        "configuration_cts.py",
-        "image_processing_cts.py",
-        "image_processing_inputs_cts.py",
-        "image_processing_pil_cts.py",
-        "modeling_cts.py",
-        "modeling_cts_checks.py",
-        "modeling_cts_decoders.py",
-        "modeling_cts_embeddings.py",
-        "modeling_cts_grid.py",
-        "modeling_cts_layers.py",
-        "modeling_cts_policy.py",
-        "modeling_cts_policy_backbone.py",
-        "modeling_cts_targets.py",
-        "token_sharing.py",
-    }
+    code = {path.name for path in Path(model_room.__file__).parent.glob("*.py")} - {"__init__.py"}
     assert {name for name in names if name.endswith(".py")} == code
     auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
     assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForSemanticSegmentation"}

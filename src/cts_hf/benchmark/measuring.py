@@ -26,7 +26,7 @@ from ..evaluation.command_line import print_text
 from ..evaluation.sweep import multiply_adds
 from ..hub.loading import load_config, load_segmenter
 from ..model.configuration_cts import CtsConfig
-from ..model.image_processing_pil_cts import upsampled_argmax
+from ..model.image_processing_maps_cts import upsampled_argmax
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_grid import PatchGrid
 from ..model.token_sharing import check_token_reduction

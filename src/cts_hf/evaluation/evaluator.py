@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import IGNORE_INDEX
-from ..model.image_processing_pil_cts import CtsImageProcessingMixin, resize_labels
+from ..model.image_processing_base_cts import CtsImageProcessingMixin
+from ..model.image_processing_maps_cts import resize_labels
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_targets import IGNORED_TARGET, pad_labels, superpatch_targets
 from ..model.token_sharing import check_token_reduction

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..model.image_processing_pil_cts import CtsImageProcessingMixin, upsample
+from ..model.image_processing_base_cts import CtsImageProcessingMixin
+from ..model.image_processing_maps_cts import upsample
 from ..model.modeling_cts import CtsForSemanticSegmentation, CtsSemanticSegmenterOutput
 
 

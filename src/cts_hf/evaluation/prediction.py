@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.pictures import PictureError, find_pictures, printable, read_picture
 from ..hub.output_folder import OutputFolder
-from ..model.image_processing_pil_cts import CtsImageProcessingMixin
+from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.token_sharing import check_token_reduction
 from .inference import InferenceOptions, check_input_sizes, resized_images

@@ -22,7 +22,7 @@ from PIL import Image, PngImagePlugin
 
 from ..data.pictures import UNREADABLE, printable
 from ..hub.output_folder import LOCK, UNFINISHED, list_names
-from ..model.image_processing_pil_cts import CtsImageProcessingMixin
+from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from .inference import InferenceOptions
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ..model.image_processing_pil_cts import upsampled_argmax
+from ..model.image_processing_maps_cts import upsampled_argmax
 from ..model.modeling_cts import CtsForSemanticSegmentation, CtsSemanticSegmenterOutput
 from .inference import Box, InferenceOptions, View, same_size_groups, segment, windowed_size, with_flips
 from .metrics import policy_scores

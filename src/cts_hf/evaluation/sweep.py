@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..model.image_processing_pil_cts import CtsImageProcessingMixin
+from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_grid import PatchGrid
 from ..model.token_sharing import num_shared_superpatches

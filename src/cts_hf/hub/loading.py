@@ -20,8 +20,6 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import PILImageResampling
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME, logging
 
-from ..conversion.weight_files import first_line
-from ..conversion.weight_names import list_problems
 from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
 from ..model.image_processing_cts import CtsImageProcessor
 from ..model.image_processing_pil_cts import CtsImageProcessorPil
@@ -29,6 +27,7 @@ from ..model.modeling_cts import CtsForSemanticSegmentation, CtsModel
 from ..model.modeling_cts_policy import CtsPolicyModel
 from .normalization import Normalization, check_normalization, processor_normalization
 from .output_folder import list_names
+from .problems import first_line, list_problems
 
 
 logger = logging.get_logger(__name__)

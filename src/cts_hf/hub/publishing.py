@@ -16,13 +16,19 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
-from ..model.image_processing_pil_cts import CtsImageProcessingMixin
+from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from .loading import check_model_folder
 from .model_card import model_card
 
 
 WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
-CODE_FILES = ("configuration_cts.py", "image_processing*_cts.py", "modeling_cts*.py", "token_sharing.py")
+# What lies in the room of the model travels with it; folders of other versions may have further files of these forms.
+CODE_FILES = (
+    *sorted(path.name for path in (Path(__file__).parents[1] / "model").glob("[!_]*.py")),
+    "configuration_cts*.py",
+    "image_processing*_cts.py",
+    "modeling_cts*.py",
+)
 _PUBLISHED = (
     *WEIGHT_FILES,
     "config.json",

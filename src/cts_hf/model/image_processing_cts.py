@@ -17,7 +17,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.processing_utils import Unpack
 from transformers.utils import requires_backends
 
-from .image_processing_pil_cts import CtsImageProcessingMixin, CtsImageProcessorKwargs
+from .image_processing_base_cts import CtsImageProcessingMixin, CtsImageProcessorKwargs
 
 
 class CtsImageProcessor(CtsImageProcessingMixin, TorchvisionBackend):

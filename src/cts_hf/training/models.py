@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from ..conversion.converters import load_policy_backbone, load_vit_weights
+from ..conversion.normalization import weights_normalization
 from ..data import IGNORE_INDEX, SegmentationData
 from ..hub.loading import load_config, load_processor, load_segmenter
-from ..hub.normalization import HALF, Normalization, check_normalization, weights_normalization
+from ..hub.normalization import HALF, Normalization, check_normalization
 from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
 from ..model.image_processing_cts import CtsImageProcessor
 from ..model.modeling_cts import CtsForSemanticSegmentation

@@ -13,7 +13,7 @@ from ..hub.model_card import model_card
 from ..hub.normalization import check_normalization
 from ..hub.output_folder import OutputFolder
 from ..hub.publishing import upload_folder
-from ..model.image_processing_pil_cts import CtsImageProcessingMixin
+from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from .recipe import RECIPE_FILE, save_recipe
 
 

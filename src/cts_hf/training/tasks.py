@@ -17,7 +17,8 @@ from ..data import IGNORE_INDEX
 from ..evaluation.evaluator import Sharing, evaluate_segmentation, evaluate_sharings, prepared_batches, total_images
 from ..evaluation.inference import InferenceOptions
 from ..evaluation.metrics import PolicyMetrics, policy_scores
-from ..model.image_processing_pil_cts import CtsImageProcessingMixin, resize_labels
+from ..model.image_processing_base_cts import CtsImageProcessingMixin
+from ..model.image_processing_maps_cts import resize_labels
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_policy import CtsPolicyModel
 from ..model.modeling_cts_targets import pad_labels, superpatch_targets
