@@ -16,14 +16,8 @@ from .model.modeling_cts import (
     CtsSemanticSegmenterOutput,
 )
 from .model.modeling_cts_policy import CtsPolicyModel, CtsPolicyOutput
-from .model.token_sharing import (
-    TokenLayout,
-    build_layout,
-    num_shared_superpatches,
-    share,
-    superpatch_targets,
-    unshare,
-)
+from .model.modeling_cts_targets import superpatch_targets
+from .model.token_sharing import TokenLayout, build_layout, num_shared_superpatches, share, unshare
 
 
 __version__ = "0.1.0"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from cts_hf import superpatch_targets
 from cts_hf.data import SCENE_CLASSES, build_scenes, load_scenes, load_segmentation_data
-from cts_hf.model.token_sharing import superpatch_targets
 
 
 @pytest.fixture(scope="module")

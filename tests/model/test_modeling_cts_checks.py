@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from cts_hf.model.modeling_cts_embeddings import check_pixel_mask
+from cts_hf.model.modeling_cts_grid import PatchGrid
 
 from ..helpers.models import random_images, tiny_model
 
@@ -110,7 +110,7 @@ def test_a_device_checks_values_by_itself(assertions):
     model = tiny_model().to("meta")
     images, arguments = random_images().to("meta"), {name: value.to("meta") for name, value in ARGUMENTS.items()}
     model(images, labels=arguments["labels"])
-    check_pixel_mask(arguments["pixel_mask"], images, 16)  # alone, as transformers waits for the mask of attention
+    PatchGrid.of_images(images, arguments["pixel_mask"], 8)  # alone, as transformers waits for the mask of attention
     expected = [
         "`labels` must be ids from 0 to 4",
         "`pixel_values` must be finite",

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from cts_hf.model.modeling_cts_policy import pad_to_superpatches
+from cts_hf.model.modeling_cts_grid import PatchGrid
 
 from ..helpers.models import TINY_BACKBONE, random_images, tiny_model
 
@@ -33,8 +33,8 @@ def test_images_of_sizes_that_vary_can_be_compiled(dynamic):
     positions = random_images(1, 8, 8)
 
     def resample(images):
-        images = pad_to_superpatches(images, 16)
-        size = (images.shape[2] // 8, images.shape[3] // 8)
+        grid = PatchGrid.of_images(images, None, 8)
+        images, size = grid.pad(images), grid.shape()
         return images, nn.functional.interpolate(positions, size=size, mode="bilinear", align_corners=False)
 
     compiled = torch.compile(resample, fullgraph=True, dynamic=dynamic, backend="aot_eager")

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cts_hf import build_layout, num_shared_superpatches, share, superpatch_targets, unshare
-from cts_hf.model.token_sharing import build_padded_layout, pad_labels
+from cts_hf import build_layout, num_shared_superpatches, share, unshare
 
 
 GRIDS = [(1, 1), (2, 3), (4, 4), (5, 7)]
@@ -20,6 +19,11 @@ def random_scores(rows, columns, batch_size=3, seed=0):
 
 def budgets(rows, columns):
     return sorted({0, 1, rows * columns // 2, rows * columns})
+
+
+def padded_layout(scores, token_reduction, mask):
+    num_patches = 4 * mask.sum((1, 2))
+    return build_layout(scores, num_shared_superpatches(token_reduction, num_patches), superpatch_mask=mask)
 
 
 def patch_values(values_of_superpatches):
@@ -97,38 +101,160 @@ def test_any_dtype(dtype):
     assert tokens.dtype == unshare(tokens, layout).dtype == dtype
 
 
-def test_padded_layout_gives_each_image_the_tokens_it_gets_alone():
-    rows, columns = 4, 5
-    sizes = [(4, 5), (2, 5), (3, 2), (1, 1)]
-    scores = random_scores(rows, columns, batch_size=len(sizes))
-    mask = torch.zeros(scores.shape, dtype=torch.bool)
+def reference_tokens(scores, budgets, levels, height, width):
+    """
+    Slow and plain: the cells (level, row, column) of the tokens of one image of `height` x `width` patches, in order,
+    and the index of the token of each patch.
+    """
+    owner = {}
+    chosen = {level: [] for level in levels}
+    for level, level_scores, budget in reversed(list(zip(levels, scores, budgets, strict=True))):
+        cells = [(row, column) for row in range(height // level) for column in range(width // level)]
+        free = [cell for cell in cells if (level * cell[0], level * cell[1]) not in owner]
+        best = sorted(free, key=lambda cell: -level_scores[cell].item())[:budget]  # stable: raster order among equals
+        chosen[level] = sorted(best)
+        for row, column in best:
+            for patch_row in range(level * row, level * row + level):
+                for patch_column in range(level * column, level * column + level):
+                    assert (patch_row, patch_column) not in owner
+                    owner[patch_row, patch_column] = (level, row, column)
+    patches = [(row, column) for row in range(height) for column in range(width)]
+    tokens = [(1, *patch) for patch in patches if patch not in owner]
+    tokens += [(level, *cell) for level in levels for cell in chosen[level]]
+    return tokens, [tokens.index(owner.get(patch, (1, *patch))) for patch in patches]
+
+
+def cell_names(levels, rows, columns, batch_size):
+    """(level, row, column) of every cell: patches, and superpatches of each level."""
+    names = []
+    for level in (1, *levels):
+        grid = torch.cartesian_prod(torch.tensor([level]), torch.arange(rows // level), torch.arange(columns // level))
+        names.append(grid.view(1, -1, 3).expand(batch_size, -1, -1))
+    return names[0], names[1:]
+
+
+def random_batch(seed, levels, batch_size=4):
+    """Scores of every level with many equal ones, sizes in patches, and budgets of images of any size."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def number(low, high):
+        return torch.randint(low, high + 1, (), generator=generator).item()
+
+    largest = levels[-1]
+    rows, columns = number(1, 3), number(1, 3)
+    sizes = [(rows, columns), *((number(1, rows), number(1, columns)) for _ in range(batch_size - 1))]
+    mask = torch.zeros(batch_size, rows, columns, dtype=torch.bool)
+    budgets = torch.zeros(batch_size, len(levels), dtype=torch.int64)
+    for index, (image_rows, image_columns) in enumerate(sizes):
+        mask[index, :image_rows, :image_columns] = True
+        free = image_rows * image_columns
+        for place in reversed(range(len(levels))):
+            budgets[index, place] = number(0, free)
+            ratio = levels[place] // (levels[place - 1] if place else 1)
+            free = (free - budgets[index, place].item()) * ratio**2
+    shapes = [(batch_size, rows * largest // level, columns * largest // level) for level in levels]
+    scores = [torch.randint(-3, 4, shape, generator=generator).float() for shape in shapes]
+    scores[0][0, 0, 0], scores[-1][-1, -1, -1] = float("-inf"), float("inf")
+    return scores, budgets, mask, [(largest * height, largest * width) for height, width in sizes]
+
+
+LEVELS = [(2,), (3,), (2, 4), (2, 6), (2, 4, 8)]
+
+
+def assert_tokens(layout, index, tokens, owners, levels, size):
+    """The layout of an image of a batch is that of the reference, on the part of the grid that is the image."""
+    shared = layout.shared_superpatches
+    shared = (shared,) if len(levels) == 1 else shared
+    rows, columns = shared[0].shape[1] * levels[0], shared[0].shape[2] * levels[0]
+    patches, superpatches = cell_names(levels, rows, columns, shared[0].shape[0])
+    picked = share(patches, superpatches, layout)[index]
+    if layout.token_mask is not None:
+        assert layout.token_mask[index].tolist() == [True] * len(tokens) + [False] * (len(picked) - len(tokens))
+    assert list(map(tuple, picked[: len(tokens)].tolist())) == tokens
+    owner_map = layout.patch_to_token[index].view(rows, columns)[: size[0], : size[1]]
+    assert owner_map.flatten().tolist() == owners
+    for level, chosen in zip(levels, shared, strict=True):
+        assert list(map(tuple, chosen[index].nonzero().tolist())) == [name[1:] for name in tokens if name[0] == level]
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("seed", range(12))
+def test_any_levels_sizes_and_budgets_agree_with_the_reference(levels, seed):
+    """Each image of a padded batch gets exactly the tokens that it gets alone, as many as the formula says."""
+    scores, budgets, mask, sizes = random_batch(seed, levels)
+    layout = build_layout(scores, list(budgets.unbind(1)), levels=levels, superpatch_mask=mask)
     for index, (height, width) in enumerate(sizes):
-        mask[index, :height, :width] = True
-    patches = torch.randn(len(sizes), 2 * rows, 2 * columns, 3)
-    superpatches = torch.randn(len(sizes), rows, columns, 3)
-    for token_reduction in (0, 0.1, 0.3, 0.4375, 0.75):
-        layout = build_padded_layout(scores, token_reduction, mask)
-        tokens = share(patches.flatten(1, 2), superpatches.flatten(1, 2), layout)
-        restored = unshare(tokens, layout).view_as(patches)
-        for index, (height, width) in enumerate(sizes):
-            part = slice(index, index + 1)
-            num_shared = num_shared_superpatches(token_reduction, 4 * height * width)
-            alone = build_layout(scores[part, :height, :width], num_shared)
-            alone_tokens = share(
-                patches[part, : 2 * height, : 2 * width].flatten(1, 2),
-                superpatches[part, :height, :width].flatten(1, 2),
-                alone,
-            )
-            assert torch.equal(tokens[part][layout.token_mask[part]], alone_tokens[0])
-            expected = unshare(alone_tokens, alone).view(2 * height, 2 * width, 3)
-            assert torch.equal(restored[index, : 2 * height, : 2 * width], expected)
+        of_image = [
+            level_scores[index, : height // level, : width // level]
+            for level, level_scores in zip(levels, scores, strict=True)
+        ]
+        tokens, owners = reference_tokens(of_image, budgets[index].tolist(), levels, height, width)
+        saved = sum((level**2 - 1) * budget for level, budget in zip(levels, budgets[index].tolist(), strict=True))
+        assert len(tokens) == height * width - saved
+        assert_tokens(layout, index, tokens, owners, levels, (height, width))
+        alone = build_layout([part[None] for part in of_image], budgets[index].tolist(), levels=levels)
+        assert alone.token_mask is None
+        assert alone.token_source.shape == (1, len(tokens))
+        assert_tokens(alone, 0, tokens, owners, levels, (height, width))
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("seed", range(3))
+def test_images_of_a_padded_batch_are_independent(levels, seed):
+    scores, budgets, mask, _ = random_batch(seed, levels)
+    order = torch.tensor([2, 0, 3, 1])
+    layout = build_layout(scores, list(budgets.unbind(1)), levels=levels, superpatch_mask=mask)
+    permuted = build_layout(
+        [of_level[order] for of_level in scores],
+        list(budgets[order].unbind(1)),
+        levels=levels,
+        superpatch_mask=mask[order],
+    )
+    for name in ("token_source", "patch_to_token", "token_mask"):
+        assert torch.equal(layout[name][order], permuted[name])
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_constant_in_each_token_is_shared_and_unshared_unchanged(levels, seed):
+    """Values of any trailing dimensions: none, and two."""
+    scores, budgets, mask, _ = random_batch(seed, levels)
+    layout = build_layout(scores, list(budgets.unbind(1)), levels=levels, superpatch_mask=mask)
+    is_real = mask.repeat_interleave(levels[-1], 1).repeat_interleave(levels[-1], 2).flatten(1)
+    for trailing in ((), (2, 3)):
+        tokens = torch.randn(*layout.token_source.shape, *trailing)
+        patches = unshare(tokens, layout)
+        assert patches.shape == (*layout.patch_to_token.shape, *trailing)
+        grid = patches.unflatten(1, (mask.shape[1] * levels[-1], -1))
+        superpatches = [grid[:, ::level, ::level].flatten(1, 2) for level in levels]
+        shared = share(patches, superpatches, layout)
+        assert torch.equal(shared[layout.token_mask], tokens[layout.token_mask])
+        assert torch.equal(unshare(shared, layout)[is_real], patches[is_real])
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_without_budgets_the_tokens_are_the_patches(levels):
+    scores, budgets, _, _ = random_batch(0, levels)
+    patches, superpatches = cell_names(levels, *(levels[0] * side for side in scores[0].shape[1:]), len(budgets))
+    for budget in (0, torch.zeros(len(budgets), dtype=torch.int64)):
+        layout = build_layout(scores, [budget] * len(levels), levels=levels)
+        assert torch.equal(share(patches, superpatches, layout), patches)
+        assert torch.equal(unshare(patches, layout), patches)
+
+
+def test_a_number_is_the_budget_of_every_image():
+    scores = random_scores(3, 4)
+    layout, of_each = build_layout(scores, 5), build_layout(scores, torch.tensor([5, 5, 5]), max_tokens=33)
+    assert of_each.token_mask.all()
+    for name in ("shared_superpatches", "token_source", "patch_to_token"):
+        assert torch.equal(layout[name], of_each[name])
 
 
 def test_padded_layout_never_shares_padding():
     mask = torch.ones(1, 4, 4, dtype=torch.bool)
     mask[:, :, 2:] = False
     for scores in (torch.full((1, 4, 4), float("-inf")), torch.arange(16).view(1, 4, 4) + 2**24):
-        layout = build_padded_layout(scores, 0.75, mask)
+        layout = padded_layout(scores, 0.75, mask)
         assert torch.equal(layout.shared_superpatches, mask)
         assert layout.patch_to_token.max() < layout.token_source.shape[1]
 
@@ -137,26 +263,9 @@ def test_padded_budgets_are_those_of_an_image_alone():
     """Also where the product of a budget and a number of patches is halfway between two integers."""
     grid = (torch.arange(40) < torch.arange(1, 41)[:, None])[:, None]  # 1 to 40 superpatches
     for token_reduction in [step / 1000 for step in range(751)]:
-        shared = build_padded_layout(torch.zeros(40, 1, 40), token_reduction, grid).shared_superpatches
+        shared = padded_layout(torch.zeros(40, 1, 40), token_reduction, grid).shared_superpatches
         expected = [num_shared_superpatches(token_reduction, 4 * count) for count in range(1, 41)]
         assert shared.sum((1, 2)).tolist() == expected
-
-
-def test_padded_targets_are_those_of_an_image_alone():
-    generator = torch.Generator().manual_seed(0)
-    sizes = [(5, 6), (3, 6), (4, 2), (1, 1)]
-    labels = torch.full((len(sizes), 20, 24), 255)
-    mask = torch.zeros(len(sizes), 5, 6, dtype=torch.bool)
-    for index, (rows, columns) in enumerate(sizes):
-        coarse = torch.randint(0, 3, (2 * rows, 2 * columns), generator=generator)
-        coarse[coarse == 2] = 255
-        labels[index, : 4 * rows, : 4 * columns] = coarse.repeat_interleave(2, 0).repeat_interleave(2, 1)
-        mask[index, :rows, :columns] = True
-    targets = superpatch_targets(labels, 4, superpatch_mask=mask)
-    assert (targets[~mask] == 255).all()
-    for index, (rows, columns) in enumerate(sizes):
-        alone = superpatch_targets(labels[index : index + 1, : 4 * rows, : 4 * columns], 4)
-        assert torch.equal(targets[index, :rows, :columns], alone[0])
 
 
 @pytest.mark.parametrize(
@@ -171,8 +280,8 @@ def test_budgets_of_the_paper(token_reduction, num_patches, expected):
 def test_any_kind_of_number_is_a_token_reduction(number):
     assert [num_shared_superpatches(number, 4 * n) for n in range(99)] == [round(0.3 * 4 * n / 3) for n in range(99)]
     scores, mask = random_scores(4, 5), torch.ones(3, 4, 5, dtype=torch.bool)
-    expected = build_padded_layout(scores, 0.3, mask).shared_superpatches
-    assert torch.equal(build_padded_layout(scores, number, mask).shared_superpatches, expected)
+    expected = padded_layout(scores, 0.3, mask).shared_superpatches
+    assert torch.equal(padded_layout(scores, number, mask).shared_superpatches, expected)
 
 
 @pytest.mark.parametrize("token_reduction", [0.3, 0.4375, 309 / 1024, 0.375])
@@ -192,41 +301,6 @@ def test_a_compiled_budget_is_that_of_python(token_reduction):
         assert (added == expected).all()
 
 
-def brute_force_target(cell, on_border, ignore_index):
-    classes = set(cell.flatten().tolist())
-    if classes == {ignore_index} or len(classes) == 1:
-        return 1
-    if ignore_index in classes and len(classes) == 2:
-        return 255 if on_border else 0
-    return 0
-
-
-@pytest.mark.parametrize("ignore_index", [255, 0, -100])
-@pytest.mark.parametrize(("rows", "columns"), GRIDS)
-def test_superpatch_targets_by_brute_force(rows, columns, ignore_index):
-    generator = torch.Generator().manual_seed(rows * columns)
-    coarse = torch.randint(0, 3, (2, rows * 2, columns * 2), generator=generator)
-    coarse[coarse == 2] = ignore_index
-    labels = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)  # superpatches of 4 pixels, blocks of 2
-    targets = superpatch_targets(labels, 4, ignore_index)
-    assert targets.dtype == torch.int64
-    for image in range(2):
-        for row in range(rows):
-            for column in range(columns):
-                cell = labels[image, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
-                on_border = row in (0, rows - 1) or column in (0, columns - 1)
-                assert targets[image, row, column] == brute_force_target(cell, on_border, ignore_index)
-
-
-@pytest.mark.parametrize(("dtype", "ignore_index"), [(torch.uint8, 255), (torch.int8, -100), (torch.int64, -100)])
-def test_labels_are_padded_with_the_ignore_index(dtype, ignore_index):
-    padded = pad_labels(torch.ones(1, 3, 6, dtype=dtype), 4, ignore_index)
-    assert padded.dtype == dtype
-    assert padded.tolist() == [[[1] * 6 + [ignore_index] * 2] * 3 + [[ignore_index] * 8]]
-    whole = torch.ones(1, 4, 8, dtype=torch.bool)
-    assert torch.equal(pad_labels(whole, 4), whole)
-
-
 def test_refusals_name_the_value():
     scores = random_scores(2, 2)
     with pytest.raises(ValueError, match=r"token_reduction.*0\.8"):
@@ -235,12 +309,10 @@ def test_refusals_name_the_value():
         build_layout(scores, 5)
     with pytest.raises(ValueError, match=r"\(3, 4\)"):
         build_layout(scores.flatten(1), 1)
-    with pytest.raises(ValueError, match=r"\(1, 10, 8\)"):
-        superpatch_targets(torch.zeros(1, 10, 8, dtype=torch.int64), 4)
     layout = build_layout(scores, 1)
     scores_with_nan = scores.clone()
     scores_with_nan[0, 1, 1] = float("nan")
-    for build in (build_layout, lambda scores, num_shared: build_padded_layout(scores, 0.3, torch.ones(3, 2, 2) > 0)):
+    for build in (build_layout, lambda scores, num_shared: padded_layout(scores, 0.3, torch.ones(3, 2, 2) > 0)):
         with pytest.raises(ValueError, match=r"must not be NaN.*got 1 NaN among 12: replace"):
             build(scores_with_nan, 1)
     with pytest.raises(ValueError, match="16 patches"):
@@ -258,7 +330,6 @@ def test_refusals_name_the_value():
                 unshare(tokens, layout)
 
 
-TENSOR_OF_INTEGERS = r"`labels` must be a torch\.Tensor of integer dtype, got "
 NO_NUMBER = r"`token_reduction` must be a number between 0 \(no sharing\) and 0\.75 \(all shared\), got "
 
 
@@ -282,31 +353,43 @@ NO_NUMBER = r"`token_reduction` must be a number between 0 \(no sharing\) and 0\
         (lambda: build_layout(np.zeros((1, 2, 2)), 1), r"`scores` .* got <class 'numpy\.ndarray'>"),
         (lambda: build_layout(torch.zeros(1, 2, 2) * 1j, 1), r"`scores` .* got torch\.complex64"),
         (lambda: build_layout(torch.zeros(1, 2, 2), 1.0), r"`num_shared` must be a whole number from 0 on, got 1\.0"),
+        (
+            lambda: build_layout([torch.zeros(1, 4, 4), torch.zeros(1, 2, 2)], [3, 4], levels=(2, 4)),
+            r"`num_shared` must be between 0 .*, got 3 of \[0\]: share",
+        ),
+        (
+            lambda: build_layout(torch.zeros(2, 2, 2), torch.tensor([4, 5])),
+            r"`num_shared` must be .*, got \[4, 5\] of \[4, 4\]: share",
+        ),
+        (
+            lambda: build_layout(torch.zeros(1, 2, 2), 3, superpatch_mask=torch.eye(2)[None] > 0),
+            r"`num_shared` must be .*, got 3 of \[2\]: share",
+        ),
+        (lambda: build_layout(torch.zeros(2, 2, 2), torch.tensor([-1, 0])), r"`num_shared` .* got \[-1, 0\] of"),
+        (lambda: build_layout(torch.zeros(2, 2, 2), torch.tensor([1.0, 0])), "`num_shared` .* got torch.float32"),
+        (lambda: build_layout(torch.zeros(2, 2, 2), torch.tensor([1])), r"`num_shared` .* \(2,\), got \(1,\)"),
+        (
+            lambda: build_layout(torch.zeros(2, 2, 2), torch.tensor([1, 2]), max_tokens=12),
+            r"`max_tokens` must be .* got .*\[13, 10\] tokens: give",
+        ),
+        (lambda: build_layout(torch.zeros(1, 2, 2), 1, levels=(2, 4)), r"one value for each .*\(2, 4\), got 1: give"),
+        (lambda: build_layout(torch.zeros(1, 2, 2), [1, 2]), r"`num_shared` .*\(2,\), got 2: give"),
+        (
+            lambda: build_layout([torch.zeros(1, 2, 2)] * 2, [1, 1], levels=(2, 4)),
+            r"level 2 .*\(1, 4, 4\).*\(1, 2, 2\)",
+        ),
+        (lambda: build_layout([torch.zeros(1, 2, 2)] * 2, [1, 1], levels=(2, 3)), r"`levels` .*got \(2, 3\): give"),
+        (lambda: build_layout(torch.zeros(1, 2, 2), 1, levels=(1,)), r"`levels` .*got \(1,\): give"),
+        (lambda: build_layout(torch.zeros(1, 2, 2), 1, levels=2), "`levels` .*got 2: give"),
         (lambda: build_layout(torch.zeros(1, 2, 2), True), "`num_shared` .* got True"),
-        (lambda: build_padded_layout(torch.zeros(1, 2, 2), 0.3, torch.ones(1, 2, 2)), r"`superpatch_mask` .*float32"),
-        (lambda: build_padded_layout(torch.zeros(1, 2, 2), 0.3, torch.ones(1, 3, 2) > 0), r"\(1, 2, 2\).*\(1, 3, 2\)"),
-        (lambda: superpatch_targets(torch.zeros(1, 8, 8), 4), TENSOR_OF_INTEGERS + r"torch\.float32"),
-        (lambda: superpatch_targets(np.zeros((1, 8, 8), int), 4), TENSOR_OF_INTEGERS + r"<class 'numpy\.ndarray'>"),
-        (lambda: superpatch_targets(torch.ones(1, 8, 8).int(), 4.0), r"`superpatch_size` .* from 1 on, got 4\.0"),
-        (lambda: superpatch_targets(torch.ones(1, 8, 8).int(), 0), "`superpatch_size` .* from 1 on, got 0"),
         (
-            lambda: superpatch_targets(torch.ones(1, 8, 8).int(), 4, superpatch_mask=torch.ones(1, 8, 8) > 0),
-            r"`superpatch_mask` must have shape .*\(1, 2, 2\).*\(1, 8, 8\)",
-        ),
-        (lambda: pad_labels(np.zeros((1, 8, 8), int), 4), TENSOR_OF_INTEGERS + r"<class 'numpy\.ndarray'>"),
-        (
-            lambda: pad_labels(torch.ones(1, 8, 7).bool(), 4),
-            r"can hold the ignore index, 255, .* got torch\.bool: conv",
+            lambda: build_layout(torch.zeros(1, 2, 2), 1, superpatch_mask=torch.ones(1, 2, 2)),
+            r"`superpatch_mask` .*float32",
         ),
         (
-            lambda: pad_labels(torch.ones(1, 8, 7).byte(), 4, -100),
-            r"the ignore index, -100, .* got torch\.uint8: conv",
+            lambda: build_layout(torch.zeros(1, 2, 2), 1, superpatch_mask=torch.ones(1, 3, 2) > 0),
+            r"\(1, 2, 2\).*\(1, 3, 2\)",
         ),
-        (
-            lambda: pad_labels(torch.ones(1, 8, 7).to(torch.int8), 4),
-            r"the ignore index, 255, .* got torch\.int8: conv",
-        ),
-        (lambda: pad_labels(torch.ones(1, 8, 8).int(), 0), "`superpatch_size` .* from 1 on, got 0"),
     ],
 )
 def test_wrong_types_are_refused_as_clearly_as_wrong_values(call, message):

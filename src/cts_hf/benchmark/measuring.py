@@ -27,6 +27,7 @@ from ..hub.loading import load_config, load_segmenter
 from ..model.configuration_cts import CtsConfig
 from ..model.image_processing_maps_cts import upsampled_argmax
 from ..model.modeling_cts import CtsForSemanticSegmentation
+from ..model.modeling_cts_grid import PatchGrid
 from ..model.token_sharing import check_token_reduction
 from .report import format_report, plot_report
 from .timing import Stopwatch, marked_parts, peak_memory
@@ -248,9 +249,8 @@ def _inputs(
     options = {"device": model.device, "generator": generator}
     inputs = {"pixel_values": torch.randn(shape, dtype=model.dtype, **options)}
     if model.cts.policy is None:
-        superpatch_size = 2 * model.config.patch_size
-        rows, columns = (-(-side // superpatch_size) for side in shape[2:])
-        inputs["superpatch_scores"] = torch.rand(shape[0], rows, columns, **options)
+        grid = PatchGrid(shape[2:], model.config.patch_size)
+        inputs["superpatch_scores"] = torch.rand(shape[0], *grid.shape(2), **options)
     return inputs
 
 

@@ -98,7 +98,7 @@ def convert_checkpoint(
     else:
         raise ValueError(f"{source} is a {kind}, not a segmentation model: convert it with `load_policy`.")
     if policy is not None:
-        model.set_policy(load_policy(policy, superpatch_size=2 * model.config.patch_size))
+        model.set_policy(load_policy(policy, superpatch_size=model.config.superpatch_size))
     check_finite(model, source)
     return model.eval(), _build_processor(model.config, variant)
 

@@ -3,19 +3,18 @@
 """What a forward pass costs, counted without running one: tokens and multiply-adds."""
 
 import copy
-import math
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..model.modeling_cts import CtsForSemanticSegmentation
+from ..model.modeling_cts_grid import PatchGrid
 from ..model.token_sharing import num_shared_superpatches
 
 
 def num_tokens(model: CtsForSemanticSegmentation, size: tuple[int, int], token_reduction: float) -> int:
     """Tokens of patches and superpatches that the encoder sees of an image of `size` (height, width), in pixels."""
-    superpatch_size = 2 * model.config.patch_size
-    num_patches = 4 * math.prod(-(-side // superpatch_size) for side in size)
+    num_patches = PatchGrid(size, model.config.patch_size).num_patches
     return num_patches - 3 * num_shared_superpatches(token_reduction, num_patches)
 
 
@@ -33,10 +32,9 @@ def multiply_adds(
     """
     config = copy.deepcopy(model.config)
     config._attn_implementation = "eager"  # whatever kernel there is, it computes these products
-    superpatch_size = 2 * config.patch_size
     with torch.device("meta"), torch.no_grad():
         empty = CtsForSemanticSegmentation(config).eval()
-        scores = None if runs_policy else torch.zeros(1, *(-(-side // superpatch_size) for side in size))
+        scores = None if runs_policy else torch.zeros(1, *PatchGrid(size, config.patch_size).shape(2))
         with FlopCounterMode(display=False) as counter:
             pixel_values = torch.zeros(1, config.num_channels, *size)
             empty(pixel_values, superpatch_scores=scores, token_reduction=token_reduction)

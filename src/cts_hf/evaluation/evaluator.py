@@ -20,7 +20,8 @@ from ..data import IGNORE_INDEX
 from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.image_processing_maps_cts import resize_labels
 from ..model.modeling_cts import CtsForSemanticSegmentation
-from ..model.token_sharing import IGNORED_TARGET, check_token_reduction, pad_labels, superpatch_targets
+from ..model.modeling_cts_targets import IGNORED_TARGET, pad_labels, superpatch_targets
+from ..model.token_sharing import check_token_reduction
 from .inference import InferenceOptions, check_input_sizes, resized_images
 from .mean_iou import MeanIoU
 from .metrics import PolicyMetrics
@@ -142,7 +143,7 @@ def evaluate_sharings(
     if isinstance(sharings, Sharing):
         raise ValueError(f"`sharings` must be a list of `Sharing`, got a single one: pass [{sharings!r}].")
     options = options or InferenceOptions()
-    check_input_sizes(options, processor, 2 * model.config.patch_size)
+    check_input_sizes(options, processor, model.config.superpatch_size)
     evaluations = [_Evaluation(model, sharing, options, seed) for sharing in sharings]
     # A window's batch never reaches into the next image, so that images can be dealt out one by one.
     batch_size = options.batch_size if options.is_single_pass else 1
@@ -240,7 +241,7 @@ class _Evaluation:
                 "'learned': choose one of these."
             )
         self.model, self.sharing, self.options, self.seed = model, sharing, options, seed
-        self.superpatch_size = 2 * model.config.patch_size
+        self.superpatch_size = model.config.superpatch_size
         self.mean_iou = MeanIoU(model.config.num_labels, IGNORE_INDEX, model.device)
         self.policy_metrics = PolicyMetrics(model.device)
         self.num_images = 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..model.token_sharing import IGNORED_TARGET
+from ..model.modeling_cts_targets import IGNORED_TARGET
 from .mean_iou import MeanIoU
 
 

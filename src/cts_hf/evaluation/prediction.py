@@ -142,7 +142,7 @@ def predict_files(
     options = options or InferenceOptions()
     _check_outputs(outputs, options)
     token_reduction = _budget(model, token_reduction)
-    check_input_sizes(options, processor, 2 * model.config.patch_size)
+    check_input_sizes(options, processor, model.config.superpatch_size)
     is_main_process = accelerator is None or accelerator.is_main_process
     output_dir = Path(output_dir)
 
@@ -223,7 +223,8 @@ class _Writer:
 
     def __init__(self, results: Results, pending: dict[str, list[str]], config):
         self.results, self.pending = results, pending
-        self.patch_size, self.num_labels = config.patch_size, config.num_labels
+        self.patch_size, self.superpatch_size = config.patch_size, config.superpatch_size
+        self.num_labels = config.num_labels
         self.palette = default_palette(config.num_labels)
 
     def write(self, read: ReadImage, segmentation: Tensor, shared_superpatches: Tensor | None) -> None:
@@ -237,7 +238,7 @@ class _Writer:
             else:
                 height, width = read.inputs[0].shape[-2:]
                 seen = read.image.resize((width, height), Image.Resampling.BILINEAR)
-                picture = draw_sharing_grid(seen, shared_superpatches, 2 * self.patch_size, self.patch_size)
+                picture = draw_sharing_grid(seen, shared_superpatches, self.superpatch_size, self.patch_size)
             self.results.save(picture, output, read.name, read.digest)
 
 

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image, ImageDraw
 
+from ..model.modeling_cts_grid import num_cells
+
 
 Color = tuple[int, int, int]
 ArrayLike = np.ndarray | torch.Tensor | Image.Image
@@ -124,14 +126,14 @@ def draw_sharing_grid(
             "those of the model."
         )
     # The last row and column may hang over the edge: the model pads images to whole superpatches.
-    expected = (-(-image.height // superpatch_size), -(-image.width // superpatch_size))
+    expected = (num_cells(image.height, superpatch_size), num_cells(image.width, superpatch_size))
     if shared.shape != expected:
         raise ValueError(
             f"`shared_superpatches` must have the shape {expected} of an image of {image.height} x {image.width} "
             f"pixels with superpatches of {superpatch_size}, got {shared.shape}: give a single image, in the "
             "size that the model saw."
         )
-    scale = max(1, -(-16 // patch_size))
+    scale = max(1, num_cells(16, patch_size))
     picture = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BILINEAR)
     _draw_patches(picture, shared, patch_size * scale, superpatch_size * scale)
     _draw_superpatches(picture, shared, superpatch_size * scale)

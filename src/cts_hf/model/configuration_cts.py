@@ -364,6 +364,11 @@ class CtsConfig(_CheckedConfig, PreTrainedConfig):
         self.policy_config.check_options()
         self.check_policy_config(self.policy_config)
 
+    @property
+    def superpatch_size(self) -> int:
+        """Side of a superpatch in pixels."""
+        return 2 * self.patch_size
+
     def _check_image_size(self):
         sides = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
         if len(sides) not in (1, 2) or any(side < 1 or side % self.patch_size for side in sides):
@@ -374,7 +379,7 @@ class CtsConfig(_CheckedConfig, PreTrainedConfig):
 
     def _complete_policy_config(self):
         defaults = {
-            "superpatch_size": 2 * self.patch_size,
+            "superpatch_size": self.superpatch_size,
             "num_channels": self.num_channels,
             "image_mean": self.image_mean,
             "image_std": self.image_std,
@@ -388,7 +393,7 @@ class CtsConfig(_CheckedConfig, PreTrainedConfig):
 
     def check_policy_config(self, policy_config: CtsPolicyConfig) -> None:
         """Refuses the configuration of a policy for superpatches of another size, or for other channels."""
-        for name, expected in (("superpatch_size", 2 * self.patch_size), ("num_channels", self.num_channels)):
+        for name, expected in (("superpatch_size", self.superpatch_size), ("num_channels", self.num_channels)):
             value = getattr(policy_config, name)
             if value != expected:
                 raise ValueError(

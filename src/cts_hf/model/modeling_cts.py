@@ -30,18 +30,16 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_cts import CtsConfig
 from .modeling_cts_checks import check_images, check_labels
 from .modeling_cts_decoders import DECODERS, CtsMaskTransformerDecoder
-from .modeling_cts_embeddings import CtsEmbeddings, check_pixel_mask, grid_mask, grid_sizes
+from .modeling_cts_embeddings import CtsEmbeddings
+from .modeling_cts_grid import PatchGrid
 from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask
-from .modeling_cts_policy import CtsPolicyModel, check_policy_scores, pad_to_superpatches, policy_loss, renormalize
+from .modeling_cts_policy import CtsPolicyModel, check_policy_scores, policy_loss, renormalize
+from .modeling_cts_targets import IGNORED_TARGET, pad_labels, superpatch_targets
 from .token_sharing import (
-    IGNORED_TARGET,
     TokenLayout,
     build_layout,
-    build_padded_layout,
     check_scores,
     num_shared_superpatches,
-    pad_labels,
-    superpatch_targets,
     unshare,
 )
 
@@ -61,6 +59,9 @@ class CtsModelOutput(ModelOutput):
             The embeddings and the output of each encoder layer, of the shape of `last_hidden_state`.
         attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
             Attention probabilities of each encoder layer, `(batch_size, num_heads, sequence_length, sequence_length)`.
+        image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*, returned when `pixel_mask` is
+        provided):
+            Height and width of each image in pixels.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -68,6 +69,7 @@ class CtsModelOutput(ModelOutput):
     policy_logits: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_sizes: torch.LongTensor | None = None
 
 
 @dataclass
@@ -223,19 +225,12 @@ class CtsModel(CtsPreTrainedModel):
                 superpatches are NaN, `pixel_mask` is something else, or sharing is asked for without a policy or
                 scores. On accelerators values are refused by assertions there, in compiled graphs not at all.
         """
-        superpatch_size = 2 * self.config.patch_size
-        check_images(pixel_values, self.config.num_channels, superpatch_size)
-        image_grids = None
-        if pixel_mask is not None:
-            check_pixel_mask(pixel_mask, pixel_values, superpatch_size)
-            # Rows and columns of patches of each image, padded to whole superpatches.
-            image_grids = 2 * grid_sizes(pixel_mask, superpatch_size)  # (B, 2)
-            pixel_values = pixel_values.masked_fill(~pixel_mask.bool()[:, None], 0)  # whatever the padding was
-        images = pixel_values
-        pixel_values = pad_to_superpatches(images, superpatch_size)
-        layout, policy_logits = self._build_layout(images, pixel_mask, superpatch_scores, token_reduction, image_grids)
+        check_images(pixel_values, self.config.num_channels, self.config.superpatch_size)
+        grid = PatchGrid.of_images(pixel_values, pixel_mask, self.config.patch_size)
+        pixel_values = grid.blank(pixel_values)  # whatever the padding was
+        layout, policy_logits = self._build_layout(pixel_values, grid, superpatch_scores, token_reduction)
 
-        hidden_states = self.embeddings(pixel_values, layout, image_grids)
+        hidden_states = self.embeddings(grid.pad(pixel_values), layout, grid.image_shapes())
         attention_mask = padding_attention_mask(
             self.config, hidden_states, layout.token_mask, before=self.embeddings.num_prefix_tokens
         )
@@ -243,24 +238,26 @@ class CtsModel(CtsPreTrainedModel):
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
         hidden_states = self.layernorm(hidden_states.to(self.layernorm.weight.dtype))
 
-        return CtsModelOutput(last_hidden_state=hidden_states, token_layout=layout, policy_logits=policy_logits)
+        return CtsModelOutput(
+            last_hidden_state=hidden_states,
+            token_layout=layout,
+            policy_logits=policy_logits,
+            image_sizes=grid.image_sizes,
+        )
 
     def _build_layout(
         self,
         images: torch.Tensor,
-        pixel_mask: torch.Tensor | None,
+        grid: PatchGrid,
         superpatch_scores: torch.Tensor | None,
         token_reduction: float | None,
-        image_grids: torch.Tensor | None,
     ) -> tuple[TokenLayout, torch.Tensor | None]:
         if token_reduction is None:
             token_reduction = self.config.token_reduction
-        superpatch_size = 2 * self.config.patch_size
-        rows, columns = (-(-side // superpatch_size) for side in images.shape[-2:])
-        num_shared = num_shared_superpatches(token_reduction, 4 * rows * columns)
-        superpatch_mask = None if image_grids is None else grid_mask(image_grids // 2, rows, columns)
+        num_shared = num_shared_superpatches(token_reduction, grid.num_patches)
+        superpatch_mask = grid.mask(2)
 
-        shape = (images.shape[0], rows, columns)
+        shape = (images.shape[0], *grid.shape(2))
         policy_logits = None
         if superpatch_scores is not None:
             check_scores(superpatch_scores, shape)
@@ -268,13 +265,17 @@ class CtsModel(CtsPreTrainedModel):
         elif num_shared == 0:
             scores = images.new_zeros(shape)
         else:
-            policy_logits = self._run_policy(renormalize(images, pixel_mask, self.config), superpatch_mask)
+            policy_logits = self._run_policy(renormalize(images, grid, self.config), superpatch_mask)
             scores = (policy_logits[:, 1] - policy_logits[:, 0]).detach()
             check_policy_scores(scores, images, self.policy)
 
         if superpatch_mask is None:
             return build_layout(scores, num_shared), policy_logits
-        return build_padded_layout(scores, token_reduction, superpatch_mask), policy_logits
+        # Budgets are rounded: a smaller image can need up to three tokens more than one that fills the grid.
+        max_tokens = grid.num_patches - 3 * max(num_shared - 1, 0)
+        budgets = num_shared_superpatches(token_reduction, grid.image_num_patches())
+        layout = build_layout(scores, budgets, superpatch_mask=superpatch_mask, max_tokens=max_tokens)
+        return layout, policy_logits
 
     def _run_policy(self, pixel_values: torch.Tensor, superpatch_mask: torch.Tensor | None) -> torch.Tensor:
         if self.policy is None:
@@ -349,45 +350,42 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         tokens = outputs.last_hidden_state[:, self.cts.embeddings.num_prefix_tokens :]
         token_logits = self.decode_head(tokens, layout.token_mask, **kwargs)
         logits = unshare(token_logits, layout)  # (B, N, num_labels)
-        rows, columns = (-(-side // self.config.patch_size) for side in pixel_values.shape[-2:])
-        logits = logits.transpose(1, 2).unflatten(2, (2 * layout.shared_superpatches.shape[1], -1))
+        grid = PatchGrid(tuple(pixel_values.shape[2:]), self.config.patch_size, image_sizes=outputs.image_sizes)
+        rows, columns = grid.begun_patches
+        logits = logits.transpose(1, 2).unflatten(2, grid.shape())
         # Contiguous, as upsampling takes several times as long with the classes last, and rounds differently.
         logits = logits[:, :, :rows, :columns].contiguous()
 
         return CtsSemanticSegmenterOutput(
-            loss=self._loss(logits, outputs.policy_logits, labels, pixel_mask) if labels is not None else None,
+            loss=self._loss(logits, outputs.policy_logits, labels, grid) if labels is not None else None,
             logits=logits,
             policy_logits=outputs.policy_logits,
             shared_superpatches=layout.shared_superpatches,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            logits_sizes=grid_sizes(pixel_mask, self.config.patch_size) if pixel_mask is not None else None,
+            logits_sizes=grid.image_begun_patches(),
         )
 
     def _check_labels(self, labels: torch.Tensor, pixel_values: torch.Tensor) -> None:
-        check_images(pixel_values, self.config.num_channels, 2 * self.config.patch_size)
+        check_images(pixel_values, self.config.num_channels, self.config.superpatch_size)
         shape = (pixel_values.shape[0], *pixel_values.shape[-2:])
         advice = "pass label maps to the image processor as `segmentation_maps`, so that they are resized as images."
         check_labels(labels, shape, self.config.num_labels, self.config.semantic_loss_ignore_index, advice)
 
-    def _loss(self, logits, policy_logits, labels: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
+    def _loss(self, logits, policy_logits, labels: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
         ignore_index, labels = self.config.semantic_loss_ignore_index, labels.long()
         # Counted here, because the mean over no pixels is NaN: a batch without annotation has the loss 0.
         num_pixels = (labels != ignore_index).sum().clamp(min=1)
         loss = self.loss_function(logits.float(), labels, ignore_index=ignore_index, num_items_in_batch=num_pixels)
         if self.config.policy_loss_weight > 0 and policy_logits is not None:
-            targets = self._policy_targets(labels, pixel_mask)
+            targets = self._policy_targets(labels, grid)
             loss = loss + self.config.policy_loss_weight * policy_loss(policy_logits, targets, IGNORED_TARGET)
         return loss
 
-    def _policy_targets(self, labels: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
-        superpatch_size, ignore_index = 2 * self.config.patch_size, self.config.semantic_loss_ignore_index
+    def _policy_targets(self, labels: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
+        superpatch_size, ignore_index = self.config.superpatch_size, self.config.semantic_loss_ignore_index
         labels = pad_labels(labels, superpatch_size, ignore_index)
-        superpatch_mask = None
-        if pixel_mask is not None:
-            rows, columns = (side // superpatch_size for side in labels.shape[-2:])
-            superpatch_mask = grid_mask(grid_sizes(pixel_mask, superpatch_size), rows, columns)
-        return superpatch_targets(labels, superpatch_size, ignore_index, superpatch_mask)
+        return superpatch_targets(labels, superpatch_size, ignore_index, grid.mask(2))
 
 
 __all__ = [

@@ -18,12 +18,14 @@ exported there are no values.
 """
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch._subclasses import FakeTensor
 
+
+SCORE_ADVICE = "convert scores, for example with `torch.as_tensor(scores)`."
 
 _IS_OF_KIND = {
     "floating-point": lambda dtype: dtype.is_floating_point,
@@ -104,6 +106,97 @@ def check_labels(
     )
 
 
+def check_superpatch_mask(superpatch_mask: torch.Tensor, shape: tuple[int, int, int]) -> None:
+    """Refuses a mask that is not bool of `shape`, `(batch_size, superpatch_rows, superpatch_columns)`."""
+    check_tensor("superpatch_mask", superpatch_mask, "bool", "convert it with `torch.as_tensor(mask).bool()`.")
+    if superpatch_mask.shape != shape:
+        raise ValueError(
+            f"`superpatch_mask` must have shape (batch_size, superpatch_rows, superpatch_columns) = {tuple(shape)} "
+            f"for these images, got {tuple(superpatch_mask.shape)}: give one value for each superpatch."
+        )
+
+
+def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
+    """Refuses sides of superpatches that do not nest; returns them as a tuple."""
+    is_sequence = isinstance(levels, (tuple, list)) and len(levels) > 0
+    is_whole = is_sequence and all(isinstance(level, int) and not isinstance(level, bool) for level in levels)
+    if not is_whole or any(
+        level <= finer or level % finer for finer, level in zip((1, *levels[:-1]), levels, strict=True)
+    ):
+        raise ValueError(
+            "`levels` must be sides of superpatches in patches, from 2 on, each a multiple of the one before, got "
+            f"{levels!r}: give for example (2,) or (2, 4)."
+        )
+    return tuple(levels)
+
+
+def check_level_scores(scores: list[torch.Tensor], levels: tuple[int, ...]) -> None:
+    """
+    Refuses scores of superpatches, `(batch_size, superpatch_rows, superpatch_columns)` for each level, that are no
+    real numbers, are NaN, or are not of the same images.
+    """
+    for level_scores in scores:
+        check_tensor("scores", level_scores, "real", SCORE_ADVICE)
+        if level_scores.ndim != 3:
+            raise ValueError(
+                "`scores` must have shape (batch_size, superpatch_rows, superpatch_columns), got "
+                f"{tuple(level_scores.shape)}: give one score for each superpatch."
+            )
+    batch_size, rows, columns = scores[-1].shape
+    for level, level_scores in zip(levels[:-1], scores[:-1], strict=True):
+        ratio = levels[-1] // level
+        expected = (batch_size, ratio * rows, ratio * columns)
+        if level_scores.shape != expected:
+            raise ValueError(
+                f"`scores` of level {level} must have shape {expected}, as those of level {levels[-1]} have "
+                f"{(batch_size, rows, columns)}, got {tuple(level_scores.shape)}: pad images to whole superpatches of "
+                "the last level."
+            )
+    for level_scores in scores:
+        if has_values(level_scores):
+            is_nan = level_scores.isnan()
+            refuse_unless(
+                ~is_nan.any(),
+                "Scores of superpatches must not be NaN, which has no rank",
+                lambda is_nan=is_nan: f"{is_nan.sum()} NaN among {is_nan.numel()}",
+                "replace it, for example with `torch.nan_to_num`.",
+            )
+
+
+def check_budget(budget: int | torch.Tensor, scores: torch.Tensor, available: torch.Tensor | None) -> None:
+    """
+    Refuses a budget, a number or `(batch_size,)`, beyond the number of superpatches that have scores, `(batch_size,
+    superpatch_rows, superpatch_columns)`, and are available: `None` for all, or of the same shape, bool.
+    """
+    batch_size, num_superpatches = scores.shape[0], scores.shape[1] * scores.shape[2]
+    if isinstance(budget, torch.Tensor):
+        check_tensor("num_shared", budget, "integer", "give one budget for each image.")
+        if budget.shape != (batch_size,):
+            raise ValueError(
+                f"`num_shared` must be a number or have shape ({batch_size},), got {tuple(budget.shape)}: give one "
+                "budget for each image."
+            )
+    else:
+        check_count("num_shared", budget)
+        if budget > num_superpatches:
+            raise ValueError(
+                f"`num_shared` must be between 0 and {num_superpatches} superpatches, got {budget}: share fewer."
+            )
+        if available is None:
+            return
+    if has_values(scores):
+        highest = scores.new_full((batch_size,), num_superpatches, dtype=torch.int64)
+        if available is not None:
+            highest = available.flatten(1).sum(dim=1)
+        refuse_unless(
+            ((highest >= budget) & (torch.as_tensor(budget, device=scores.device) >= 0)).all(),
+            "`num_shared` must be between 0 and the number of superpatches of each image that lie in no larger shared "
+            "one",
+            lambda: f"{budget.tolist() if isinstance(budget, torch.Tensor) else budget} of {highest.tolist()}",
+            "share fewer.",
+        )
+
+
 def has_values(tensor: torch.Tensor) -> bool:
     """Whether there are values to check, and not just shapes, as while a graph is compiled or exported."""
     return not torch.compiler.is_compiling() and not isinstance(tensor, FakeTensor)
@@ -127,4 +220,16 @@ def refuse_unless(valid: torch.Tensor, expected: str, got: Callable[[], Any], ad
         raise ValueError(f"{expected}, got {got()}: {advice}")
 
 
-__all__ = ["check_count", "check_images", "check_labels", "check_tensor", "has_values", "refuse_unless"]
+__all__ = [
+    "SCORE_ADVICE",
+    "check_budget",
+    "check_count",
+    "check_images",
+    "check_labels",
+    "check_level_scores",
+    "check_levels",
+    "check_superpatch_mask",
+    "check_tensor",
+    "has_values",
+    "refuse_unless",
+]

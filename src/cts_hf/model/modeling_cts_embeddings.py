@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from .configuration_cts import CtsConfig
-from .modeling_cts_checks import check_tensor, has_values, refuse_unless
 from .modeling_cts_policy import halve
 from .token_sharing import TokenLayout, is_identity, share
 
@@ -97,26 +96,29 @@ class CtsEmbeddings(nn.Module):
     ) -> torch.Tensor:
         positions = self.position_embeddings[:, self.num_prefix_tokens :]
         positions = positions.transpose(1, 2).unflatten(2, self.grid)  # (1, D, rows, columns)
-        if image_grids is not None:
-            positions = _resample_positions(positions, grid, image_grids)
-        elif grid != self.grid:
-            positions = nn.functional.interpolate(positions, size=grid, mode="bilinear", align_corners=False)
+        positions = _resample_positions(positions, grid, image_grids)  # (1 or B, D, rows, columns)
         if is_identity(layout):
             return positions.flatten(2).transpose(1, 2)  # (1 or B, N, D)
-        superpatch_positions = nn.functional.avg_pool2d(positions, 2)
-        batch_size = layout.token_source.shape[0]
-        return share(
-            positions.flatten(2).transpose(1, 2).expand(batch_size, -1, -1),
-            superpatch_positions.flatten(2).transpose(1, 2).expand(batch_size, -1, -1),
-            layout,
+        patches, superpatches = (
+            values.flatten(2).transpose(1, 2).expand(layout.token_source.shape[0], -1, -1)
+            for values in (positions, nn.functional.avg_pool2d(positions, 2))
         )
+        return share(patches, superpatches, layout)
 
 
-def _resample_positions(positions: torch.Tensor, grid: tuple[int, int], image_grids: torch.Tensor) -> torch.Tensor:
+def _resample_positions(
+    positions: torch.Tensor, grid: tuple[int, int], image_grids: torch.Tensor | None
+) -> torch.Tensor:
     """
-    Bilinear interpolation of position embeddings, `(1, hidden_size, rows, columns)`, to the grid of each image in the
-    top left corner of the batch's `grid`: for each image what `torch.nn.functional.interpolate` gives it alone.
+    Bilinear interpolation of position embeddings, `(1, hidden_size, rows, columns)`, to a grid of patches, or to that
+    of each image, `(batch_size, 2)`, in its top left corner: each image has the positions that it has alone.
     """
+    if image_grids is None:
+        if grid == tuple(positions.shape[2:]):
+            return positions
+        return nn.functional.interpolate(positions, size=grid, mode="bilinear", align_corners=False)
+    # The same interpolation, which `interpolate` cannot do for a size that is a tensor. It stays for a single size, as
+    # it is faster, and as the two differ in their last bits.
     axes = []
     for axis in (0, 1):
         centers = torch.arange(grid[axis], dtype=torch.float32, device=positions.device) + 0.5
@@ -130,46 +132,4 @@ def _resample_positions(positions: torch.Tensor, grid: tuple[int, int], image_gr
     return sampled.to(positions.dtype)
 
 
-def check_pixel_mask(pixel_mask: torch.Tensor, pixel_values: torch.Tensor, superpatch_size: int) -> None:
-    """
-    Refuses masks of images, `(batch_size, height, width)`, other than 1 in a rectangle of at least a superpatch that
-    starts in the top left corner, and 0 elsewhere.
-    """
-    check_tensor("pixel_mask", pixel_mask, "real", "take it from the image processor.")
-    shape = (pixel_values.shape[0], *pixel_values.shape[2:])
-    if pixel_mask.shape != shape:
-        raise ValueError(
-            f"`pixel_mask` must have shape {shape} for these `pixel_values`, got {tuple(pixel_mask.shape)}."
-        )
-    if not has_values(pixel_mask):
-        return
-    sizes = grid_sizes(pixel_mask, cell_size=1)
-    is_mask = (pixel_mask == grid_mask(sizes, *shape[1:]).to(pixel_mask.dtype)).flatten(1).all(dim=1)
-    valid = is_mask & (sizes >= superpatch_size).all(dim=1)
-    refuse_unless(
-        valid.all(),
-        f"`pixel_mask` must be 1 in the top left corner of each image, in a rectangle of at least {superpatch_size} x "
-        f"{superpatch_size} pixels, and 0 elsewhere",
-        lambda: f"something else for the images {(~valid).nonzero()[:10, 0].tolist()}",
-        "pad images on the right and the bottom, as the image processor does.",
-    )
-
-
-def grid_sizes(pixel_mask: torch.Tensor, cell_size: int) -> torch.Tensor:
-    """
-    Rows and columns of cells of `cell_size` pixels, begun ones included, that each image of a padded batch fills:
-    `(batch_size, 2)`, int64.
-    """
-    is_real = pixel_mask.bool()
-    sizes = torch.stack([is_real[:, :, 0].sum(dim=1), is_real[:, 0, :].sum(dim=1)], dim=1)
-    return (sizes + cell_size - 1).div(cell_size, rounding_mode="floor")
-
-
-def grid_mask(sizes: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Where a grid of `rows` x `columns` is within `sizes`, `(batch_size, 2)`: `(batch_size, rows, columns)`, bool."""
-    row_is_real = torch.arange(rows, device=sizes.device) < sizes[:, :1]
-    column_is_real = torch.arange(columns, device=sizes.device) < sizes[:, 1:]
-    return row_is_real[:, :, None] & column_is_real[:, None, :]
-
-
-__all__ = ["CtsEmbeddings", "CtsPatchEmbeddings", "check_pixel_mask", "grid_mask", "grid_sizes"]
+__all__ = ["CtsEmbeddings", "CtsPatchEmbeddings"]

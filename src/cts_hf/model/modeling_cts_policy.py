@@ -28,9 +28,9 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_cts import CtsConfig, CtsPolicyConfig, channel_values
-from .modeling_cts_checks import check_images, check_labels, has_values, refuse_unless
+from .modeling_cts_checks import check_images, check_labels, check_superpatch_mask, has_values, refuse_unless
+from .modeling_cts_grid import PatchGrid
 from .modeling_cts_policy_backbone import CtsPolicyBackbone, CtsPolicyConv2d, blank_padding
-from .token_sharing import check_superpatch_mask, padding_sizes
 
 
 @dataclass
@@ -143,13 +143,12 @@ class CtsPolicyModel(PreTrainedModel):
                 superpatch, if `superpatch_mask` has another dtype or shape, or if `labels` are not on the grid of
                 superpatches or hold other values than 0, 1 and the ignore index.
         """
-        superpatch_size = self.config.superpatch_size
-        check_images(pixel_values, self.config.num_channels, superpatch_size)
-        pixel_values = pad_to_superpatches(pixel_values, superpatch_size)
+        check_images(pixel_values, self.config.num_channels, self.config.superpatch_size)
+        grid = PatchGrid.of_images(pixel_values, None, self.config.superpatch_size // 2)
         if superpatch_mask is not None:
-            rows, columns = (side // superpatch_size for side in pixel_values.shape[-2:])
-            check_superpatch_mask(superpatch_mask, (pixel_values.shape[0], rows, columns))
-        pixel_values = self._resize(pixel_values.to(self.head.weight.dtype), superpatch_mask)
+            check_superpatch_mask(superpatch_mask, (pixel_values.shape[0], *grid.shape(2)))
+        pixel_values = grid.pad(pixel_values)
+        pixel_values = self._resize(pixel_values.to(self.head.weight.dtype), grid.shape(2), superpatch_mask)
         # Depthwise convolutions are about twice as fast with channels last, the layout that all that follows inherits.
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         logits = self.head(self.backbone(pixel_values, superpatch_mask))
@@ -159,7 +158,9 @@ class CtsPolicyModel(PreTrainedModel):
             loss = policy_loss(logits, labels, self.config.semantic_loss_ignore_index)
         return CtsPolicyOutput(loss=loss, logits=logits)
 
-    def _resize(self, pixel_values: torch.Tensor, superpatch_mask: torch.Tensor | None) -> torch.Tensor:
+    def _resize(
+        self, pixel_values: torch.Tensor, shape: tuple[int, int], superpatch_mask: torch.Tensor | None
+    ) -> torch.Tensor:
         # One feature per superpatch: the backbone's stride must span a superpatch.
         superpatch_size, output_stride = self.config.superpatch_size, self.config.output_stride
         if superpatch_size == output_stride:
@@ -168,7 +169,7 @@ class CtsPolicyModel(PreTrainedModel):
             return halve(pixel_values)
         if superpatch_size % output_stride == 0:
             return nn.functional.avg_pool2d(pixel_values, superpatch_size // output_stride)
-        size = [side // superpatch_size * output_stride for side in pixel_values.shape[-2:]]
+        size = [output_stride * length for length in shape]
         # Upsampling looks beyond the border of an image: alone it sees the last pixels again, in a batch the padding.
         if superpatch_mask is not None:
             pixel_values = _repeat_borders(pixel_values, superpatch_mask, superpatch_size)
@@ -198,24 +199,15 @@ def halve(pixel_values: torch.Tensor) -> torch.Tensor:
     return nn.functional.interpolate(pixel_values, scale_factor=0.5, mode="bilinear", align_corners=False)
 
 
-def pad_to_superpatches(pixel_values: torch.Tensor, superpatch_size: int) -> torch.Tensor:
-    """
-    Pads normalized images, `(batch_size, num_channels, height, width)`, with zeros on the right and the bottom to
-    whole superpatches.
-    """
-    bottom, right = padding_sizes(pixel_values, superpatch_size)
-    return nn.functional.pad(pixel_values, (0, right, 0, bottom)) if right or bottom else pixel_values
-
-
-def renormalize(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, config: CtsConfig) -> torch.Tensor:
+def renormalize(pixel_values: torch.Tensor, grid: PatchGrid, config: CtsConfig) -> torch.Tensor:
     """
     Images normalized with the mean and standard deviation of a segmentation model as those of its policy want them.
 
     Args:
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
             Images that are not padded to whole superpatches yet: padding is 0 whatever the normalization.
-        pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
-            0 at padding, which becomes 0.
+        grid ([`PatchGrid`]):
+            Says where images are padded to the size of others, which becomes 0.
         config ([`CtsConfig`]):
             Of the segmentation model.
 
@@ -242,7 +234,7 @@ def renormalize(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, con
         for index, (mean, std, wanted_mean, wanted_std) in enumerate(zip(*given, *wanted, strict=True))
     ]
     pixel_values = torch.stack(channels, dim=1)
-    return pixel_values if pixel_mask is None else pixel_values.masked_fill(~pixel_mask.bool()[:, None], 0)
+    return grid.blank(pixel_values)
 
 
 def policy_loss(logits: torch.Tensor, targets: torch.Tensor, ignore_index: int) -> torch.Tensor:

@@ -21,7 +21,8 @@ from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.image_processing_maps_cts import resize_labels
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_policy import CtsPolicyModel
-from ..model.token_sharing import build_layout, num_shared_superpatches, pad_labels, superpatch_targets
+from ..model.modeling_cts_targets import pad_labels, superpatch_targets
+from ..model.token_sharing import build_layout, num_shared_superpatches
 from .saving import save_model_folder
 from .steps import Batch
 

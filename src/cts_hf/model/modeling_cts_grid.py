@@ -1,0 +1,155 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The grid of an image: its patches, the superpatches of every level, and what of it is padding."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .modeling_cts_checks import check_tensor, has_values, refuse_unless
+
+
+def num_cells(length: int | torch.Tensor, cell_size: int) -> int | torch.Tensor:
+    """How many cells of `cell_size` cover `length`: the last one may hang over the end."""
+    # Not by `length % cell_size`: torch.compile fails at remainders of sizes that vary from call to call.
+    return (length + cell_size - 1) // cell_size
+
+
+@dataclass
+class PatchGrid:
+    """
+    The geometry of a batch of images, padded on the right and the bottom to whole superpatches of the last level.
+    Images that differ in size are padded to a common one before; each of them also has the grid that it has alone, in
+    the top left corner.
+
+    Args:
+        size (`tuple[int, int]`):
+            Height and width of the images in pixels, as they are given.
+        patch_size (`int`):
+            Side of a patch in pixels.
+        levels (`tuple[int, ...]`, *optional*, defaults to `(2,)`):
+            Sides of the superpatches in patches, each a multiple of the one before.
+        image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
+            Height and width of each image in pixels, where they differ.
+    """
+
+    size: tuple[int, int]
+    patch_size: int
+    levels: tuple[int, ...] = (2,)
+    image_sizes: torch.Tensor | None = None
+
+    @classmethod
+    def of_images(cls, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, patch_size: int) -> "PatchGrid":
+        """
+        The grid of images, `(batch_size, num_channels, height, width)`, with a mask, `(batch_size, height, width)`,
+        that is 0 at padding. Refuses a mask other than 1 in a rectangle of at least a superpatch in the top left
+        corner, and 0 elsewhere.
+        """
+        grid = cls(tuple(pixel_values.shape[2:]), patch_size)
+        if pixel_mask is not None:
+            check_tensor("pixel_mask", pixel_mask, "real", "take it from the image processor.")
+            shape = (pixel_values.shape[0], *grid.size)
+            if pixel_mask.shape != shape:
+                raise ValueError(
+                    f"`pixel_mask` must have shape {shape} for these `pixel_values`, got {tuple(pixel_mask.shape)}: "
+                    "take both from the image processor."
+                )
+            is_real = pixel_mask.bool()
+            grid.image_sizes = torch.stack([is_real[:, :, 0].sum(dim=1), is_real[:, 0, :].sum(dim=1)], dim=1)
+            grid._check_pixel_mask(pixel_mask)
+        return grid
+
+    def shape(self, level: int = 1) -> tuple[int, int]:
+        """Rows and columns of superpatches of a level, padding included; those of patches for 1."""
+        rows, columns = (self._whole(side, level) for side in self.size)
+        return rows, columns
+
+    @property
+    def num_patches(self) -> int:
+        """Number of patches, padding included."""
+        rows, columns = self.shape()
+        return rows * columns
+
+    @property
+    def begun_patches(self) -> tuple[int, int]:
+        """Rows and columns of patches that hold pixels of the images: the rest is padding to whole superpatches."""
+        rows, columns = (num_cells(side, self.patch_size) for side in self.size)
+        return rows, columns
+
+    def image_shapes(self, level: int = 1) -> torch.Tensor | None:
+        """As `shape`, of each image alone: `(batch_size, 2)`, int64. `None` if images do not differ in size."""
+        return None if self.image_sizes is None else self._whole(self.image_sizes, level)
+
+    def image_num_patches(self) -> torch.Tensor | None:
+        """As `num_patches`, of each image alone: `(batch_size,)`, int64. `None` if images do not differ in size."""
+        shapes = self.image_shapes()
+        return None if shapes is None else shapes[:, 0] * shapes[:, 1]
+
+    def image_begun_patches(self) -> torch.Tensor | None:
+        """As `begun_patches`, of each image alone: `(batch_size, 2)`. `None` if images do not differ in size."""
+        return None if self.image_sizes is None else num_cells(self.image_sizes, self.patch_size)
+
+    def mask(self, level: int = 1) -> torch.Tensor | None:
+        """
+        Where a grid of a level is part of an image, and no padding to the size of others: `(batch_size, rows,
+        columns)`, bool. `None` if images do not differ in size.
+        """
+        shapes = self.image_shapes(level)
+        return None if shapes is None else _is_within(shapes, self.shape(level))
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Rows and columns of pixels between the images and the end of the grid."""
+        bottom, right = (self._whole(side) * self.patch_size - side for side in self.size)
+        return bottom, right
+
+    def pad(self, images: torch.Tensor, value: int = 0) -> torch.Tensor:
+        """Pads images or label maps, `(..., height, width)`, to the whole grid."""
+        bottom, right = self.padding
+        return nn.functional.pad(images, (0, right, 0, bottom), value=value) if right or bottom else images
+
+    def blank(self, images: torch.Tensor) -> torch.Tensor:
+        """Images, `(batch_size, num_channels, height, width)`, with 0 where they are padded to the size of others."""
+        if self.image_sizes is None:
+            return images
+        return images.masked_fill(~_is_within(self.image_sizes, self.size)[:, None], 0)
+
+    def _whole(self, side, level: int = 1):
+        largest = self.levels[-1]
+        return num_cells(side, largest * self.patch_size) * (largest // level)
+
+    def _check_pixel_mask(self, pixel_mask: torch.Tensor) -> None:
+        if not has_values(pixel_mask):
+            return
+        smallest = self.levels[-1] * self.patch_size
+        is_mask = (pixel_mask == _is_within(self.image_sizes, self.size).to(pixel_mask.dtype)).flatten(1).all(dim=1)
+        valid = is_mask & (self.image_sizes >= smallest).all(dim=1)
+        refuse_unless(
+            valid.all(),
+            f"`pixel_mask` must be 1 in the top left corner of each image, in a rectangle of at least {smallest} x "
+            f"{smallest} pixels, and 0 elsewhere",
+            lambda: f"something else for the images {(~valid).nonzero()[:10, 0].tolist()}",
+            "pad images on the right and the bottom, as the image processor does.",
+        )
+
+
+def _is_within(shapes: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Where a grid of `shape` is within `shapes`, `(batch_size, 2)`: `(batch_size, rows, columns)`, bool."""
+    row_is_real = torch.arange(shape[0], device=shapes.device) < shapes[:, :1]
+    column_is_real = torch.arange(shape[1], device=shapes.device) < shapes[:, 1:]
+    return row_is_real[:, :, None] & column_is_real[:, None, :]
+
+
+__all__ = ["PatchGrid", "num_cells"]
