@@ -77,7 +77,7 @@ def plot_report(report: dict[str, Any], path: str) -> None:
         ratio_axes.barh(index, row["ratio"], color="tab:blue", height=0.6)
         ratio_axes.plot([low, high], [index, index], color="black")
         ratio_axes.plot([row["bound"]] * 2, [index - 0.3, index + 0.3], color="tab:red")
-    ratio_axes.axvline(1, color="grey", linestyle=":")
+    ratio_axes.axvline(1, color="gray", linestyle=":")
     ratio_axes.set_yticks(range(len(rows)), names)
     ratio_axes.set_xlabel("plain / CTS time (black: quartiles, red: bound by multiply-adds)")
 

@@ -181,7 +181,7 @@ def window_boxes(height: int, width: int, window: int, stride: int) -> list[Box]
     Args:
         height, width: of the image in pixels, the window at least.
         window: side of the windows in pixels.
-        stride: pixels between the starts of neighbours, at most the window.
+        stride: pixels between the starts of neighbors, at most the window.
     """
     tops, lefts = ([*range(0, side - window, stride), side - window] for side in (height, width))
     return [Box(top, left, top + window, left + window) for top in tops for left in lefts]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def _import_package(name: str, attribute: str) -> ModuleType:
     """
     A package of Hugging Face, also where a script of that name, such as examples/evaluate.py, hides it: the folder of
-    a script comes first on the path of whatever it or its neighbours import.
+    a script comes first on the path of whatever it or its neighbors import.
     """
     path = list(sys.path)
     hiding = [f"{package}.py" for package in ("datasets", "evaluate")]
