@@ -58,7 +58,8 @@ def test_budget_zero_is_a_plain_segmenter():
     tokens = tokens + embeddings.position_embeddings
     for layer in model.cts.layers:
         tokens = layer(tokens)
-    expected = model.decode_head(model.cts.layernorm(tokens)[:, 1:]).transpose(1, 2).unflatten(2, (8, 8))
+    (logits,) = model.decode_head([model.cts.layernorm(tokens)[:, 1:]])
+    expected = logits.transpose(1, 2).unflatten(2, (8, 8))
     torch.testing.assert_close(model(images, token_reduction=0).logits, expected, rtol=0, atol=1e-4)
 
 

@@ -27,7 +27,7 @@ def test_levels_cover_the_padded_image(levels, size):
     assert max(grid.padding) < 4 * levels[-1]
     assert (padded[..., : size[0], : size[1]] == 1).all()
     assert padded.sum() == 6 * size[0] * size[1]
-    assert grid.begun_patches == tuple(num_cells(side, 4) for side in size)
+    assert grid.begun_patches() == tuple(num_cells(side, 4) for side in size)
     assert grid.mask() is grid.image_shapes() is grid.image_num_patches() is grid.image_begun_patches() is None
 
 
@@ -38,7 +38,7 @@ def test_each_image_has_the_grid_that_it_has_alone(levels):
     for index, size in enumerate(sizes):
         alone = PatchGrid(size, 4, levels)
         assert grid.image_num_patches()[index] == alone.num_patches
-        assert tuple(grid.image_begun_patches()[index].tolist()) == alone.begun_patches
+        assert tuple(grid.image_begun_patches()[index].tolist()) == alone.begun_patches()
         for level in (1, *levels):
             rows, columns = alone.shape(level)
             assert grid.image_shapes(level)[index].tolist() == [rows, columns]

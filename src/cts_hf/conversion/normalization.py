@@ -9,7 +9,7 @@ import torch
 from transformers.utils import logging
 
 from ..hub.normalization import HALF, IMAGENET, Normalization
-from ..model.configuration_cts import channel_values
+from ..model.configuration_cts_checks import channel_values
 from .weight_files import read_description, read_weights
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch.nn.functional import pad
 from torchvision.transforms.v2 import functional as F
 
-from ..model.configuration_cts import channel_values
+from ..model.configuration_cts_checks import channel_values
 from .base import IGNORE_INDEX
 
 

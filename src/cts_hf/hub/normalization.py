@@ -6,7 +6,8 @@ The mean and standard deviation that images are normalized with, and whether a m
 
 from typing import NamedTuple
 
-from ..model.configuration_cts import CtsConfig, CtsPolicyConfig, channel_values
+from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
+from ..model.configuration_cts_checks import channel_values
 from ..model.image_processing_base_cts import CtsImageProcessingMixin
 
 

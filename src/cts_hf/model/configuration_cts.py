@@ -18,32 +18,16 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.utils import logging
 
+from .configuration_cts_checks import (
+    CheckedConfig,
+    complete_normalization,
+    refuse_below_one,
+    refuse_below_zero,
+    refuse_outside,
+    refuse_unknown_names,
+)
 
-logger = logging.get_logger(__name__)
-
-# What transformers itself passes to a config beyond the declared fields of `PreTrainedConfig`.
-_FOREIGN_NAMES = {
-    "_commit_hash",
-    "_name_or_path",
-    "_attn_implementation_autoset",
-    "_attn_implementation_internal",
-    "_experts_implementation_internal",
-    "attn_implementation",
-    "auto_map",
-    "custom_pipelines",
-    "experts_implementation",
-    "model_type",
-    "name_or_path",
-    "num_labels",
-    "output_attentions",
-    "quantization_config",
-    "tie_last_hidden_states",
-    "tie_word_embeddings",
-    "torch_dtype",
-    "use_cache",
-}
 
 # Where the code saved beside a checkpoint is found, for those who load it without cts_hf.
 _AUTO_MAP = {
@@ -52,87 +36,22 @@ _AUTO_MAP = {
     "AutoModelForSemanticSegmentation": "modeling_cts.CtsForSemanticSegmentation",
 }
 
-
-def _refuse_unknown_names(config: PreTrainedConfig, names: dict[str, Any]) -> None:
-    # The configs of transformers turn any keyword into an attribute, so that a misspelt option is silently lost.
-    unknown = sorted(name for name in names if name not in _FOREIGN_NAMES and not hasattr(type(config), name))
-    if not unknown:
-        return
-    own_fields = sorted(type(config).__annotations__)
-    message = (
-        f"{type(config).__name__} has no option {', '.join(map(repr, unknown))}. Its own options are "
-        f"{', '.join(own_fields)}, besides those of every transformers config. Correct or remove the name."
-    )
-    # In a file that transformers wrote, other versions of it and other tools leave names too; it has to load still.
-    if config.transformers_version is None:
-        raise ValueError(message)
-    logger.warning(message)
-
-
-def _refuse_outside(config: PreTrainedConfig, name: str, low: float, high: float) -> None:
-    value = getattr(config, name)
-    if not low <= value <= high:
-        raise ValueError(f"`{name}` must be between {low} and {high}, got {value}.")
-
-
-def _refuse_below_one(config: PreTrainedConfig, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(config, name)}.")
-
-
-def _refuse_below_zero(config: PreTrainedConfig, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is None or not 0 <= value < math.inf:
-            raise ValueError(f"`{name}` must be a finite number from 0 on, got {value}.")
-
-
-def channel_values(name: str, value: Any, num_channels: int) -> list[float]:
-    """
-    A mean or standard deviation of the channels, in units of pixels that go from 0 to 1.
-
-    Args:
-        name (`str`): `"image_mean"` or `"image_std"`, for messages too.
-        value (number, `list`, `tuple` or `None`): One number for all channels, or one for each; 0.5 if `None`.
-        num_channels (`int`): Channels of the images.
-
-    Returns:
-        `list[float]` of length `num_channels`.
-
-    Raises:
-        ValueError: If it is something else, not finite, or a standard deviation that is not above 0.
-    """
-    value = 0.5 if value is None else value
-    values = list(value) if isinstance(value, list | tuple) else [value] * num_channels
-    are_numbers = all(isinstance(entry, float | int) and not isinstance(entry, bool) for entry in values)
-    if (
-        len(values) != num_channels
-        or not are_numbers
-        or not all(map(math.isfinite, values))
-        or (name.endswith("image_std") and min(values) <= 0)
-    ):
-        kind = "numbers above 0" if name.endswith("image_std") else "finite numbers"
-        raise ValueError(
-            f"`{name}` must be {kind}, one for each of {num_channels} channels or one for all of them, got {value!r}: "
-            "give those that the images of the weights were normalized with."
-        )
-    return [float(entry) for entry in values]
-
-
-def _complete_normalization(config: PreTrainedConfig) -> None:
-    for name in ("image_mean", "image_std"):
-        setattr(config, name, channel_values(name, getattr(config, name), config.num_channels))
-
-
-class _CheckedConfig:
-    def save_pretrained(self, *args, **kwargs):
-        self.check_options()  # options can be set behind the checks, and what is saved has to load again
-        return super().save_pretrained(*args, **kwargs)
+# The decoders that there are: the names in `DECODERS`.
+DECODER_TYPES = ("mask_transformer", "linear", "setr_naive", "setr_pup", "setr_mla")
+# Of the 24 layers of SETR's encoder, the number of those whose outputs each head sees, and its stages of upsampling.
+_SETR_LAYERS = {"setr_naive": (10, 15, 20, 24), "setr_pup": (10, 15, 20, 24), "setr_mla": (6, 12, 18, 24)}
+_SETR_STAGES = {"setr_naive": 1, "setr_pup": 4, "setr_mla": 1}
+_SETR_OPTIONS = (
+    "decoder_hidden_size",
+    "decoder_layer_indices",
+    "decoder_num_upsampling_layers",
+    "auxiliary_num_upsampling_layers",
+    "auxiliary_loss_weight",
+)
 
 
 @strict
-class CtsPolicyConfig(_CheckedConfig, PreTrainedConfig):
+class CtsPolicyConfig(CheckedConfig, PreTrainedConfig):
     r"""
     Configuration of a [`CtsPolicyModel`]: the network that predicts which superpatches show one class.
 
@@ -189,14 +108,14 @@ class CtsPolicyConfig(_CheckedConfig, PreTrainedConfig):
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
-        _refuse_unknown_names(self, kwargs)
+        refuse_unknown_names(self, kwargs)
         self.check_options()
         super().__post_init__(**kwargs)
 
     def check_options(self) -> None:
         """Refuses options that do not fit, with a `ValueError` that names them, and completes the normalization."""
-        _refuse_below_one(self, "num_channels")
-        _complete_normalization(self)
+        refuse_below_one(self, "num_channels")
+        complete_normalization(self)
         if self.superpatch_size < 2 or self.superpatch_size % 2:
             raise ValueError(
                 f"`superpatch_size` must be an even number of pixels (two patches), got {self.superpatch_size}."
@@ -206,11 +125,11 @@ class CtsPolicyConfig(_CheckedConfig, PreTrainedConfig):
         for name in ("width_coefficient", "depth_coefficient"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be a finite number above 0, got {getattr(self, name)}.")
-        _refuse_below_zero(self, "batch_norm_eps", "initializer_range")
+        refuse_below_zero(self, "batch_norm_eps", "initializer_range")
 
 
 @strict
-class CtsConfig(_CheckedConfig, PreTrainedConfig):
+class CtsConfig(CheckedConfig, PreTrainedConfig):
     r"""
     Configuration of a [`CtsModel`] or [`CtsForSemanticSegmentation`]. The defaults are those of a ViT-S/16 Segmenter
     at 512 x 512 pixels with 30 % fewer tokens (Lu et al., CVPR 2023, table 1).
@@ -258,7 +177,9 @@ class CtsConfig(_CheckedConfig, PreTrainedConfig):
             it stays in evaluation mode and gets no gradient. Set it when the model is built or loaded
             (`from_pretrained(..., policy_loss_weight=1.0)`), not afterwards.
         decoder_type (`str`, *optional*, defaults to `"mask_transformer"`):
-            `"mask_transformer"` or `"linear"`, the decoders of Segmenter.
+            `"mask_transformer"` or `"linear"`, the decoders of Segmenter; or `"setr_naive"`, `"setr_pup"` or
+            `"setr_mla"`, the convolutional ones of SETR, which run on all patches and give logits at a higher
+            resolution.
         decoder_num_hidden_layers (`int`, *optional*, defaults to 2):
             Layers of the mask transformer.
         decoder_num_attention_heads (`int`, *optional*):
@@ -269,6 +190,19 @@ class CtsConfig(_CheckedConfig, PreTrainedConfig):
             Dropout after the attention and MLP of each decoder layer.
         decoder_drop_path_rate (`float`, *optional*, defaults to 0.0):
             Stochastic depth of the decoder layers.
+        decoder_hidden_size (`int`, *optional*, defaults to 256):
+            Channels of the convolutions of SETR's decoders.
+        decoder_layer_indices (`list[int]`, *optional*):
+            Encoder layers, counted from 0 and in their order, whose outputs SETR's decoders see; the last of them is
+            the encoder's last. By default those of SETR, in proportion to the number of layers: of 24, 9, 14, 19 and
+            23, or 5, 11, 17 and 23 for `"setr_mla"`.
+        decoder_num_upsampling_layers (`int`, *optional*):
+            Convolutions of `"setr_naive"`, each with an upsampling by 4, 1 by default; or of `"setr_pup"`, each with
+            an upsampling by 2, 4 by default.
+        auxiliary_num_upsampling_layers (`int`, *optional*, defaults to 1):
+            Convolutions of their auxiliary heads, each with an upsampling by 4.
+        auxiliary_loss_weight (`float`, *optional*, defaults to 0.4):
+            Weight, in the loss, of each auxiliary head of SETR's decoders. At 0 there are none.
         image_mean (`float` or `list[float]`, *optional*):
             Mean that the weights expect images to be normalized with, where pixels go from 0 to 1: a number for each
             channel, or one for all. 0.5 by default, as for the ViTs of AugReg; DeiT's weights expect ImageNet's. The
@@ -314,16 +248,29 @@ class CtsConfig(_CheckedConfig, PreTrainedConfig):
     decoder_layer_norm_eps: float | int | None = None
     decoder_dropout_prob: float | int = 0.0
     decoder_drop_path_rate: float | int = 0.0
+    decoder_hidden_size: int = 256
+    decoder_layer_indices: list[int] | tuple[int, ...] | None = None
+    decoder_num_upsampling_layers: int | None = None
+    auxiliary_num_upsampling_layers: int = 1
+    auxiliary_loss_weight: float | int = 0.4
     image_mean: list[float | int] | tuple[float | int, ...] | float | int | None = None
     image_std: list[float | int] | tuple[float | int, ...] | float | int | None = None
     semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
-        _refuse_unknown_names(self, kwargs)
+        refuse_unknown_names(self, kwargs)
         self.check_options()
         # `register_for_auto_class` records a single auto class; a checkpoint serves two.
         kwargs["auto_map"] = {**_AUTO_MAP, **kwargs.get("auto_map", {})}
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options by name, without those of SETR's decoders if this is none."""
+        options = super().to_dict()
+        if self.decoder_type not in _SETR_LAYERS:
+            for name in _SETR_OPTIONS:
+                options.pop(name, None)
+        return options
 
     @property
     def image_height_and_width(self) -> tuple[int, int]:
@@ -340,20 +287,24 @@ class CtsConfig(_CheckedConfig, PreTrainedConfig):
             self.decoder_num_attention_heads = max(1, self.hidden_size // 64)
         if self.decoder_layer_norm_eps is None:
             self.decoder_layer_norm_eps = self.layer_norm_eps
-        _refuse_below_one(self, "patch_size", "num_channels", "hidden_size", "intermediate_size")
-        _refuse_below_one(self, "num_hidden_layers", "num_attention_heads")
-        _complete_normalization(self)
+        refuse_below_one(self, "patch_size", "num_channels", "hidden_size", "intermediate_size")
+        refuse_below_one(self, "num_hidden_layers", "num_attention_heads")
+        complete_normalization(self)
         self._complete_policy_config()
-        _refuse_outside(self, "token_reduction", 0, 0.75)
+        refuse_outside(self, "token_reduction", 0, 0.75)
         of_decoder = ("decoder_dropout_prob", "decoder_drop_path_rate")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", *of_decoder):
-            _refuse_outside(self, name, 0, 1)
-        _refuse_below_zero(self, "layer_norm_eps", "decoder_layer_norm_eps", "initializer_range", "policy_loss_weight")
-        if self.decoder_type not in ("mask_transformer", "linear"):
-            raise ValueError(f"`decoder_type` must be 'mask_transformer' or 'linear', got {self.decoder_type!r}.")
+            refuse_outside(self, name, 0, 1)
+        refuse_below_zero(self, "layer_norm_eps", "decoder_layer_norm_eps", "initializer_range", "policy_loss_weight")
+        refuse_below_zero(self, "auxiliary_loss_weight")
+        if self.decoder_type not in DECODER_TYPES:
+            names = ", ".join(map(repr, DECODER_TYPES))
+            raise ValueError(f"`decoder_type` must be one of {names}, got {self.decoder_type!r}: choose one of them.")
+        if self.decoder_type in _SETR_LAYERS:
+            self._complete_setr()
         names = ["num_attention_heads"]
         if self.decoder_type == "mask_transformer":
-            _refuse_below_one(self, "decoder_num_hidden_layers", "decoder_num_attention_heads")
+            refuse_below_one(self, "decoder_num_hidden_layers", "decoder_num_attention_heads")
             names.append("decoder_num_attention_heads")
         for name in names:
             if self.hidden_size % getattr(self, name):
@@ -368,6 +319,25 @@ class CtsConfig(_CheckedConfig, PreTrainedConfig):
     def superpatch_size(self) -> int:
         """Side of a superpatch in pixels."""
         return 2 * self.patch_size
+
+    def _complete_setr(self):
+        if self.decoder_layer_indices is None:
+            of_24 = _SETR_LAYERS[self.decoder_type]
+            self.decoder_layer_indices = [math.ceil(number * self.num_hidden_layers / 24) - 1 for number in of_24]
+        if self.decoder_num_upsampling_layers is None:
+            self.decoder_num_upsampling_layers = _SETR_STAGES[self.decoder_type]
+        refuse_below_one(self, "decoder_num_upsampling_layers", "auxiliary_num_upsampling_layers")
+        if self.decoder_hidden_size < 2 or self.decoder_hidden_size % 2:
+            raise ValueError(
+                f"`decoder_hidden_size` must be an even number from 2 on, got {self.decoder_hidden_size}: leave it "
+                "out for the 256 of SETR."
+            )
+        indices, last = list(self.decoder_layer_indices), self.num_hidden_layers - 1
+        if not indices or indices != sorted(indices) or indices[0] < 0 or indices[-1] != last:
+            raise ValueError(
+                f"`decoder_layer_indices` must be layers from 0 on, in their order, that end with the last, {last}, "
+                f"got {indices}: leave it out for those of SETR."
+            )
 
     def _check_image_size(self):
         sides = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)

@@ -12,27 +12,29 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-CTS models: a Vision Transformer whose patches share tokens (Lu et al., CVPR 2023, arXiv 2306.02095), and the Segmenter
-(Strudel et al., ICCV 2021) on top of it.
+CTS models: a Vision Transformer whose patches share tokens (Lu et al., CVPR 2023, arXiv 2306.02095), and a decoder on
+top of it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cts import CtsConfig
 from .modeling_cts_checks import check_images, check_labels
-from .modeling_cts_decoders import DECODERS, CtsMaskTransformerDecoder
+from .modeling_cts_decoder_base import CtsDecoder
+from .modeling_cts_decoders import DECODERS
 from .modeling_cts_embeddings import CtsEmbeddings
 from .modeling_cts_grid import PatchGrid
 from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask
+from .modeling_cts_outputs import CtsModelOutput, CtsSemanticSegmenterOutput
 from .modeling_cts_policy import CtsPolicyModel, check_policy_scores, policy_loss, renormalize
 from .modeling_cts_targets import IGNORED_TARGET, pad_labels, superpatch_targets
 from .token_sharing import (
@@ -42,66 +44,6 @@ from .token_sharing import (
     num_shared_superpatches,
     unshare,
 )
-
-
-@dataclass
-class CtsModelOutput(ModelOutput):
-    """
-    Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_prefix_tokens + num_tokens, hidden_size)`):
-            The encoder's output: class token, distillation token if there is one, then the tokens of `token_layout`.
-        token_layout (`TokenLayout`):
-            Which token stands for which patch; `cts_hf.unshare` replicates the tokens to all patches.
-        policy_logits (`torch.FloatTensor` of shape `(batch_size, 2, superpatch_rows, superpatch_columns)`,
-        *optional*):
-            Logits of "several classes" and "one class", if the policy was run.
-        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
-            The embeddings and the output of each encoder layer, of the shape of `last_hidden_state`.
-        attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
-            Attention probabilities of each encoder layer, `(batch_size, num_heads, sequence_length, sequence_length)`.
-        image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*, returned when `pixel_mask` is
-        provided):
-            Height and width of each image in pixels.
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    token_layout: TokenLayout | None = None
-    policy_logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    image_sizes: torch.LongTensor | None = None
-
-
-@dataclass
-class CtsSemanticSegmenterOutput(ModelOutput):
-    """
-    Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
-            Cross-entropy of the upsampled logits, plus the weighted loss of the policy if it is trained too.
-        logits (`torch.FloatTensor` of shape `(batch_size, num_labels, ceil(height / patch_size), ceil(width /
-        patch_size))`):
-            Class logits of each patch.
-        policy_logits (`torch.FloatTensor` of shape `(batch_size, 2, superpatch_rows, superpatch_columns)`,
-        *optional*):
-            Logits of "several classes" and "one class", if the policy was run.
-        shared_superpatches (`torch.BoolTensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`):
-            The superpatches whose four patches shared a token.
-        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
-            The embeddings and the output of each encoder layer.
-        attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
-            Attention probabilities of each encoder layer.
-        logits_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*, returned when `pixel_mask` is
-        provided):
-            Rows and columns of `logits` that belong to each image; the rest is padding.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    policy_logits: torch.FloatTensor | None = None
-    shared_superpatches: torch.BoolTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    logits_sizes: torch.LongTensor | None = None
 
 
 class CtsPreTrainedModel(PreTrainedModel):
@@ -129,8 +71,8 @@ class CtsPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.cls_token, mean=0.0, std=std)
             if module.distillation_token is not None:
                 init.trunc_normal_(module.distillation_token, mean=0.0, std=std)
-        elif isinstance(module, CtsMaskTransformerDecoder):
-            init.trunc_normal_(module.class_embeddings, mean=0.0, std=std)
+        elif isinstance(module, CtsDecoder):
+            module.init_own_weights(std)
 
     def set_policy(self, policy: CtsPolicyModel) -> None:
         """
@@ -199,6 +141,7 @@ class CtsModel(CtsPreTrainedModel):
         superpatch_scores: torch.Tensor | None = None,
         token_reduction: float | None = None,
         pixel_mask: torch.Tensor | None = None,
+        layer_indices: tuple[int, ...] = (),
         **kwargs: Unpack[TransformersKwargs],
     ) -> CtsModelOutput:
         r"""
@@ -216,6 +159,8 @@ class CtsModel(CtsPreTrainedModel):
             pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
                 1 at pixels of the image, 0 at padding on its right and bottom, in a batch of images of different
                 sizes. Each image is encoded as it is alone.
+            layer_indices (`tuple[int, ...]`, *optional*):
+                Layers, counted from 0, whose outputs to return as `layer_outputs`, before the last normalization.
 
         Returns:
             [`CtsModelOutput`]: The encoder's output and the layout of its tokens.
@@ -234,8 +179,11 @@ class CtsModel(CtsPreTrainedModel):
         attention_mask = padding_attention_mask(
             self.config, hidden_states, layout.token_mask, before=self.embeddings.num_prefix_tokens
         )
-        for layer in self.layers:
+        layer_outputs = {}
+        for index, layer in enumerate(self.layers):
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
+            if index in layer_indices:
+                layer_outputs[index] = hidden_states
         hidden_states = self.layernorm(hidden_states.to(self.layernorm.weight.dtype))
 
         return CtsModelOutput(
@@ -243,6 +191,7 @@ class CtsModel(CtsPreTrainedModel):
             token_layout=layout,
             policy_logits=policy_logits,
             image_sizes=grid.image_sizes,
+            layer_outputs=tuple(layer_outputs[index] for index in layer_indices) or None,
         )
 
     def _build_layout(
@@ -289,7 +238,8 @@ class CtsModel(CtsPreTrainedModel):
 
 class CtsForSemanticSegmentation(CtsPreTrainedModel):
     """
-    A Segmenter with content-aware token sharing: the encoder of [`CtsModel`] and a decoder that classifies tokens.
+    Semantic segmentation with content-aware token sharing: the encoder of [`CtsModel`], and the decoder that
+    `config.decoder_type` names.
 
     Args:
         config ([`CtsConfig`]): The configuration.
@@ -324,7 +274,7 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
                 As in [`CtsModel.forward`].
 
         Returns:
-            [`CtsSemanticSegmenterOutput`]: Logits of each patch, and the loss if there are `labels`.
+            [`CtsSemanticSegmenterOutput`]: Logits, and the loss if there are `labels`.
 
         Raises:
             ValueError: As [`CtsModel.forward`], or if `labels` have another size or unknown ids, or the ignore
@@ -342,28 +292,38 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         ```"""
         if labels is not None:
             self._check_labels(labels, pixel_values)
+        decode_head = self.decode_head
         outputs = self.cts(
-            pixel_values, superpatch_scores, token_reduction, pixel_mask, **{**kwargs, "return_dict": True}
+            pixel_values,
+            superpatch_scores,
+            token_reduction,
+            pixel_mask,
+            **{**kwargs, "layer_indices": decode_head.layer_indices, "return_dict": True},
         )
         layout = outputs.token_layout
-
-        tokens = outputs.last_hidden_state[:, self.cts.embeddings.num_prefix_tokens :]
-        token_logits = self.decode_head(tokens, layout.token_mask, **kwargs)
-        logits = unshare(token_logits, layout)  # (B, N, num_labels)
         grid = PatchGrid(tuple(pixel_values.shape[2:]), self.config.patch_size, image_sizes=outputs.image_sizes)
-        rows, columns = grid.begun_patches
-        logits = logits.transpose(1, 2).unflatten(2, grid.shape())
-        # Contiguous, as upsampling takes several times as long with the classes last, and rounds differently.
-        logits = logits[:, :, :rows, :columns].contiguous()
+        hidden_states = [
+            states[:, self.cts.embeddings.num_prefix_tokens :]
+            for states in (*(outputs.layer_outputs or ()), outputs.last_hidden_state)
+        ]
+        with_auxiliary = labels is not None
+        if decode_head.takes_maps:
+            maps = [_unshare_to_map(states, layout, grid).contiguous() for states in hidden_states]
+            all_logits = decode_head(maps, grid.mask(2), with_auxiliary, **kwargs)
+        else:
+            token_logits = decode_head(hidden_states, layout.token_mask, with_auxiliary, **kwargs)
+            all_logits = [_unshare_to_map(logits, layout, grid) for logits in token_logits]
+        parts = _parts(all_logits[0], grid)
+        all_logits = [_crop(logits, grid) for logits in all_logits]
 
         return CtsSemanticSegmenterOutput(
-            loss=self._loss(logits, outputs.policy_logits, labels, grid) if labels is not None else None,
-            logits=logits,
+            loss=self._loss(all_logits, outputs.policy_logits, labels, grid) if labels is not None else None,
+            logits=all_logits[0],
             policy_logits=outputs.policy_logits,
             shared_superpatches=layout.shared_superpatches,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            logits_sizes=grid.image_begun_patches(),
+            logits_sizes=grid.image_begun_patches(parts),
         )
 
     def _check_labels(self, labels: torch.Tensor, pixel_values: torch.Tensor) -> None:
@@ -372,11 +332,22 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         advice = "pass label maps to the image processor as `segmentation_maps`, so that they are resized as images."
         check_labels(labels, shape, self.config.num_labels, self.config.semantic_loss_ignore_index, advice)
 
-    def _loss(self, logits, policy_logits, labels: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
+    def _loss(
+        self,
+        all_logits: Sequence[torch.Tensor],
+        policy_logits: torch.Tensor | None,
+        labels: torch.Tensor,
+        grid: PatchGrid,
+    ) -> torch.Tensor:
         ignore_index, labels = self.config.semantic_loss_ignore_index, labels.long()
         # Counted here, because the mean over no pixels is NaN: a batch without annotation has the loss 0.
         num_pixels = (labels != ignore_index).sum().clamp(min=1)
-        loss = self.loss_function(logits.float(), labels, ignore_index=ignore_index, num_items_in_batch=num_pixels)
+
+        def cross_entropy(logits: torch.Tensor) -> torch.Tensor:
+            logits = logits.float()
+            return self.loss_function(logits, labels, ignore_index=ignore_index, num_items_in_batch=num_pixels)
+
+        loss = self.decode_head.loss(all_logits, cross_entropy)
         if self.config.policy_loss_weight > 0 and policy_logits is not None:
             targets = self._policy_targets(labels, grid)
             loss = loss + self.config.policy_loss_weight * policy_loss(policy_logits, targets, IGNORED_TARGET)
@@ -386,6 +357,23 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         superpatch_size, ignore_index = self.config.superpatch_size, self.config.semantic_loss_ignore_index
         labels = pad_labels(labels, superpatch_size, ignore_index)
         return superpatch_targets(labels, superpatch_size, ignore_index, grid.mask(2))
+
+
+def _unshare_to_map(values: torch.Tensor, layout: TokenLayout, grid: PatchGrid) -> torch.Tensor:
+    """Values of tokens, `(batch_size, num_tokens, dim)`, to a map of patches, `(batch_size, dim, rows, columns)`."""
+    return unshare(values, layout).transpose(1, 2).unflatten(2, grid.shape())
+
+
+def _parts(logits: torch.Tensor, grid: PatchGrid) -> int:
+    """How many logits a decoder gives for a patch, along each side."""
+    return logits.shape[2] // grid.shape()[0]
+
+
+def _crop(logits: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
+    """Cuts off the logits, of whole superpatches, that lie beyond the images."""
+    rows, columns = grid.begun_patches(_parts(logits, grid))
+    # Contiguous, as upsampling takes several times as long with the classes last, and rounds differently.
+    return logits[:, :, :rows, :columns].contiguous()
 
 
 __all__ = [

@@ -12,20 +12,25 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The decoders of CTS: class logits for tokens, shared or not. They are those of Segmenter (Strudel et al., ICCV 2021);
-as they treat tokens alike, they run on the few tokens, and the logits are unshared behind them.
+The decoders of CTS, by the name that a configuration has for them, and here those of Segmenter (Strudel et al., ICCV
+2021): as they treat tokens alike, they run on the few tokens, and the logits are unshared behind them.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_cts import CtsConfig
+from .modeling_cts_decoder_base import CtsDecoder
 from .modeling_cts_layers import CtsLayer, drop_path_schedule, padding_attention_mask
+from .modeling_cts_setr import CtsSetrAggregationDecoder, CtsSetrUpsamplingDecoder
 
 
-class CtsLinearDecoder(nn.Module):
+class CtsLinearDecoder(CtsDecoder):
     """A linear classifier of each token."""
 
     def __init__(self, config: CtsConfig):
@@ -34,23 +39,18 @@ class CtsLinearDecoder(nn.Module):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        token_mask: torch.Tensor | None = None,
+        hidden_states: Sequence[torch.Tensor],
+        mask: torch.Tensor | None = None,
+        with_auxiliary: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        """
-        Args:
-            hidden_states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`): Tokens of the encoder.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, num_tokens, num_labels)`.
-        """
+    ) -> tuple[torch.Tensor]:
+        (tokens,) = hidden_states
         # Of the bias, as quantized weights can be integers; with `torch.ao.quantization` it is a method.
-        dtype = getattr(self.classifier.bias, "dtype", hidden_states.dtype)
-        return self.classifier(hidden_states.to(dtype))
+        dtype = getattr(self.classifier.bias, "dtype", tokens.dtype)
+        return (self.classifier(tokens.to(dtype)),)
 
 
-class CtsMaskTransformerDecoder(nn.Module):
+class CtsMaskTransformerDecoder(CtsDecoder):
     """
     A transformer over the tokens and one learned embedding per class; the logits are the scalar products of the two,
     after projection and normalization.
@@ -79,36 +79,38 @@ class CtsMaskTransformerDecoder(nn.Module):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        token_mask: torch.Tensor | None = None,
+        hidden_states: Sequence[torch.Tensor],
+        mask: torch.Tensor | None = None,
+        with_auxiliary: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        """
-        Args:
-            hidden_states (`torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`): Tokens of the encoder.
-            token_mask (`torch.BoolTensor` of shape `(batch_size, num_tokens)`, *optional*): `False` at filling.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, num_tokens, num_labels)`.
-        """
-        batch_size, num_tokens, _ = hidden_states.shape
+    ) -> tuple[torch.Tensor]:
+        (tokens,) = hidden_states
+        batch_size, num_tokens, _ = tokens.shape
         class_embeddings = self.class_embeddings.expand(batch_size, -1, -1)
-        hidden_states = torch.cat([self.projection(hidden_states.to(class_embeddings.dtype)), class_embeddings], dim=1)
-        attention_mask = padding_attention_mask(
-            self.config, hidden_states, token_mask, after=class_embeddings.shape[1]
-        )
+        tokens = torch.cat([self.projection(tokens.to(class_embeddings.dtype)), class_embeddings], dim=1)
+        attention_mask = padding_attention_mask(self.config, tokens, mask, after=class_embeddings.shape[1])
         for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, **kwargs)
-        hidden_states = self.layernorm(hidden_states)
+            tokens = layer(tokens, attention_mask, **kwargs)
+        tokens = self.layernorm(tokens)
 
-        patches = self.patch_projection(hidden_states[:, :num_tokens])
-        classes = self.class_projection(hidden_states[:, num_tokens:])
+        patches = self.patch_projection(tokens[:, :num_tokens])
+        classes = self.class_projection(tokens[:, num_tokens:])
         patches = nn.functional.normalize(patches, dim=-1)
         classes = nn.functional.normalize(classes, dim=-1)
-        return self.mask_norm(patches @ classes.transpose(1, 2))
+        return (self.mask_norm(patches @ classes.transpose(1, 2)),)
+
+    def init_own_weights(self, std: float) -> None:
+        init.trunc_normal_(self.class_embeddings, mean=0.0, std=std)
 
 
-DECODERS = {"linear": CtsLinearDecoder, "mask_transformer": CtsMaskTransformerDecoder}
+# The names are those of `DECODER_TYPES` of the configuration.
+DECODERS = {
+    "mask_transformer": CtsMaskTransformerDecoder,
+    "linear": CtsLinearDecoder,
+    "setr_naive": CtsSetrUpsamplingDecoder,
+    "setr_pup": CtsSetrUpsamplingDecoder,
+    "setr_mla": CtsSetrAggregationDecoder,
+}
 
 
 __all__ = ["DECODERS", "CtsLinearDecoder", "CtsMaskTransformerDecoder"]

@@ -82,10 +82,12 @@ class PatchGrid:
         rows, columns = self.shape()
         return rows * columns
 
-    @property
-    def begun_patches(self) -> tuple[int, int]:
-        """Rows and columns of patches that hold pixels of the images: the rest is padding to whole superpatches."""
-        rows, columns = (num_cells(side, self.patch_size) for side in self.size)
+    def begun_patches(self, parts: int = 1) -> tuple[int, int]:
+        """
+        Rows and columns of patches that hold pixels of the images: the rest is padding to whole superpatches. Patches
+        can be cut in `parts` along each side, of which those with pixels are counted.
+        """
+        rows, columns = (num_cells(parts * side, self.patch_size) for side in self.size)
         return rows, columns
 
     def image_shapes(self, level: int = 1) -> torch.Tensor | None:
@@ -97,9 +99,9 @@ class PatchGrid:
         shapes = self.image_shapes()
         return None if shapes is None else shapes[:, 0] * shapes[:, 1]
 
-    def image_begun_patches(self) -> torch.Tensor | None:
+    def image_begun_patches(self, parts: int = 1) -> torch.Tensor | None:
         """As `begun_patches`, of each image alone: `(batch_size, 2)`. `None` if images do not differ in size."""
-        return None if self.image_sizes is None else num_cells(self.image_sizes, self.patch_size)
+        return None if self.image_sizes is None else num_cells(parts * self.image_sizes, self.patch_size)
 
     def mask(self, level: int = 1) -> torch.Tensor | None:
         """

@@ -27,7 +27,8 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_cts import CtsConfig, CtsPolicyConfig, channel_values
+from .configuration_cts import CtsConfig, CtsPolicyConfig
+from .configuration_cts_checks import channel_values
 from .modeling_cts_checks import check_images, check_labels, check_superpatch_mask, has_values, refuse_unless
 from .modeling_cts_grid import PatchGrid
 from .modeling_cts_policy_backbone import CtsPolicyBackbone, CtsPolicyConv2d, blank_padding
@@ -172,15 +173,16 @@ class CtsPolicyModel(PreTrainedModel):
         size = [output_stride * length for length in shape]
         # Upsampling looks beyond the border of an image: alone it sees the last pixels again, in a batch the padding.
         if superpatch_mask is not None:
-            pixel_values = _repeat_borders(pixel_values, superpatch_mask, superpatch_size)
+            pixel_values = repeat_borders(pixel_values, superpatch_mask, superpatch_size)
         pixel_values = nn.functional.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
         return blank_padding(pixel_values, superpatch_mask)
 
 
-def _repeat_borders(pixel_values: torch.Tensor, superpatch_mask: torch.Tensor, superpatch_size: int) -> torch.Tensor:
+def repeat_borders(pixel_values: torch.Tensor, superpatch_mask: torch.Tensor, superpatch_size: int) -> torch.Tensor:
     """
-    Fills the padding of images, `(batch_size, num_channels, height, width)`, with the last row and column of each; a
-    mask of shape `(batch_size, superpatch_rows, superpatch_columns)` is `False` there.
+    Fills the padding of images or maps, `(batch_size, num_channels, height, width)`, with the last row and column of
+    each; a mask of shape `(batch_size, superpatch_rows, superpatch_columns)` is `False` there. A superpatch has
+    `superpatch_size` rows and columns of them.
     """
     for axis in (2, 3):
         length = superpatch_size * superpatch_mask.any(dim=4 - axis).sum(dim=1)  # (B,), in pixels

@@ -15,7 +15,8 @@ from ..data import SegmentationData, StreamingSamples, TrainingSamples, TrainTra
 from ..data.arguments import DatasetArguments
 from ..data.transforms import Transform
 from ..evaluation.inference import InferenceOptions
-from ..model.configuration_cts import CtsConfig, CtsPolicyConfig, channel_values
+from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
+from ..model.configuration_cts_checks import channel_values
 
 
 STREAM_SHUFFLE_BUFFER = 1000
