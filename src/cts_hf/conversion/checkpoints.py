@@ -56,7 +56,7 @@ def convert_checkpoint(
     **options: Any,
 ) -> tuple[CtsForSemanticSegmentation, CtsImageProcessor]:
     """
-    Converts a checkpoint of CTS, of Segmenter, or of mmsegmentation's Segmenter.
+    Converts a checkpoint of CTS, of Segmenter, or of mmsegmentation's Segmenter or SETR.
 
     Args:
         source (`str` or `Path`):
@@ -326,8 +326,8 @@ def _recognize(state_dict: Mapping[str, torch.Tensor], source: str | Path) -> st
             "or train with `--backbone_weights`."
         )
     raise ValueError(
-        f"{source} is no checkpoint of CTS, Segmenter, mmsegmentation's Segmenter or a policy network: its weights "
-        f"are {', '.join(sorted(state_dict)[:5])}, ..."
+        f"{source} is no checkpoint of CTS, Segmenter, mmsegmentation's Segmenter or SETR, or a policy network: "
+        f"its weights are {', '.join(sorted(state_dict)[:5])}, ..."
     )
 
 

@@ -14,14 +14,15 @@ import torch
 from transformers.utils import logging
 
 from ..hub.normalization import Normalization
-from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
+from ..model.configuration_cts import CtsPolicyConfig
 from ..model.modeling_cts import CtsForSemanticSegmentation, CtsModel
 from ..model.modeling_cts_policy import CtsPolicyModel
+from .building import build_model, decoder_shapes, encoder_shapes
 from .normalization import choose_normalization
+from .setr import is_setr, rename_setr, setr_names, setr_shapes
 from .weight_files import read_weights
 from .weight_names import (
     backbone_output_stride,
-    count_blocks,
     load_renamed,
     merge_to_original,
     original_name,
@@ -78,25 +79,9 @@ def convert_segmenter(
             the weights.
     """
     state_dict = {name: value for name, value in state_dict.items() if not name.startswith(_UNUSED_SEGMENTER_WEIGHTS)}
-    shapes = _read_shapes(state_dict, image_size, patch_size)
-    if shapes["use_policy"]:
-        _merge_policy_config(options, shapes)
-    if contradicted := sorted(name for name in options.keys() & shapes.keys() if options[name] != shapes[name]):
-        pairs = ", ".join(f"{name}={options[name]!r} (weights: {shapes[name]!r})" for name in contradicted)
-        raise ValueError(f"The weights contradict {pairs}. Leave these options out: they are read off the weights.")
-    num_names = len(options.get("id2label") or {})
-    if num_names not in (0, shapes["num_labels"]):
-        raise ValueError(
-            f"The weights are for {shapes['num_labels']} classes, got names of {num_names}. Pass one name per class."
-        )
-    config = CtsConfig(
-        **{**options, **shapes},
-        num_attention_heads=num_attention_heads or max(1, shapes["hidden_size"] // 64),
-        token_reduction=token_reduction,
-    )
-    model = CtsForSemanticSegmentation(config)
-    load_renamed(model, {name: original_name(name) for name in model.state_dict()}, state_dict)
-    return model.eval()
+    shapes = {**encoder_shapes(state_dict, image_size, patch_size), **decoder_shapes(state_dict)}
+    options.update(num_attention_heads=num_attention_heads, token_reduction=token_reduction)
+    return build_model(state_dict, shapes, original_name, options)
 
 
 def convert_mmsegmentation(
@@ -104,8 +89,9 @@ def convert_mmsegmentation(
 ) -> CtsForSemanticSegmentation:
     """
     Makes a model of the weights of mmsegmentation's Segmenter: `VisionTransformer` with `final_norm`, and
-    `SegmenterMaskTransformerHead` or the `FCNHead` without convolutions that its linear models have. It interpolates
-    position embeddings bicubically where the image has another size than the trained one, and this package bilinearly;
+    `SegmenterMaskTransformerHead` or the `FCNHead` without convolutions that its linear models have; or of its SETR:
+    `VisionTransformer` with `SETRUPHead`, or with `MLANeck` and `SETRMLAHead`. Its Segmenter interpolates position
+    embeddings bicubically where the image has another size than the trained one, its SETR and this package bilinearly;
     at the trained size the outputs are equal.
 
     Args:
@@ -114,14 +100,18 @@ def convert_mmsegmentation(
         image_size (`int` or `(height, width)`, *optional*):
             `img_size` of the backbone; a square by default.
         options:
-            As for [`convert_segmenter`].
+            As for [`convert_segmenter`]. The layers that a SETR's decoder sees are those of its configurations, in
+            proportion to the number of layers, unless `decoder_layer_indices` says otherwise.
 
     Raises:
-        ValueError: As [`convert_segmenter`], which lists weights under Segmenter's names.
+        ValueError: As [`convert_segmenter`], which lists weights of the encoder under Segmenter's names.
     """
     # The epsilon of its ViT configurations, and the one of heads, which no configuration changes.
     options = {"layer_norm_eps": 1e-6, "decoder_layer_norm_eps": 1e-5, **options}
-    return convert_segmenter(rename_mmsegmentation(state_dict), image_size=image_size, **options)
+    if not is_setr(state_dict):
+        return convert_segmenter(rename_mmsegmentation(state_dict), image_size=image_size, **options)
+    shapes = {**encoder_shapes(rename_mmsegmentation(state_dict), image_size), **setr_shapes(state_dict)}
+    return build_model(rename_setr(state_dict), shapes, setr_names(shapes["decoder_type"]), options)
 
 
 def to_original(model: CtsForSemanticSegmentation) -> dict[str, torch.Tensor]:
@@ -131,8 +121,16 @@ def to_original(model: CtsForSemanticSegmentation) -> dict[str, torch.Tensor]:
     here: load with `strict=False`. Options such as epsilons are not in the weights: `save_original` checks them too.
 
     Args:
-        model ([`CtsForSemanticSegmentation`]): With or without policy.
+        model ([`CtsForSemanticSegmentation`]): With or without policy, and with one of Segmenter's decoders.
+
+    Raises:
+        ValueError: If it has another decoder.
     """
+    if model.config.decoder_type not in ("mask_transformer", "linear"):
+        raise ValueError(
+            f"`model` must have the decoder 'mask_transformer' or 'linear' to be saved for Segmenter or the original "
+            f"CTS, got {model.config.decoder_type!r}, which they have not: use `save_pretrained`."
+        )
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in model.state_dict().items():
         parts.setdefault(original_name(name), {})[name] = value
@@ -313,62 +311,6 @@ def _resize_positions(positions: torch.Tensor, has_distillation_token: bool, mod
         patches = torch.nn.functional.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
         patches = patches.flatten(2).transpose(1, 2)
     return torch.cat([prefix[:, : model.embeddings.num_prefix_tokens].to(patches.dtype), patches], dim=1)
-
-
-def _read_shapes(
-    state_dict: Mapping[str, torch.Tensor], image_size: int | tuple[int, int] | None, patch_size: int | None
-) -> dict[str, Any]:
-    """The options of [`CtsConfig`] that the shapes of a Segmenter's weights tell."""
-    _, num_channels, kernel_size, _ = require_weight(state_dict, "encoder.patch_embed.proj.weight", num_dims=4).shape
-    if patch_size not in (None, kernel_size):
-        raise ValueError(f"The weights are for patch_size={kernel_size}, got patch_size={patch_size}.")
-    intermediate_size, hidden_size = require_weight(state_dict, "encoder.blocks.0.mlp.fc1.weight", num_dims=2).shape
-    is_linear = "decoder.head.weight" in state_dict
-    classifier, num_dims = ("decoder.head.weight", 2) if is_linear else ("decoder.mask_norm.weight", 1)
-    num_labels = len(require_weight(state_dict, classifier, num_dims))
-    policy_config = None
-    if use_policy := any(name.startswith("policy_net.") for name in state_dict):
-        policy_config = {"output_stride": backbone_output_stride(state_dict, "policy_net.backbone.")}
-    use_distillation_token = "encoder.dist_token" in state_dict
-    if image_size is None:
-        num_patches = require_weight(state_dict, "encoder.pos_embed", num_dims=3).shape[1] - 1 - use_distillation_token
-        image_size = _square_size(num_patches, kernel_size)
-    return {
-        "image_size": image_size,
-        "patch_size": kernel_size,
-        "num_channels": num_channels,
-        "hidden_size": hidden_size,
-        "num_hidden_layers": count_blocks(state_dict, "encoder.blocks."),
-        "intermediate_size": intermediate_size,
-        "qkv_bias": "encoder.blocks.0.attn.qkv.bias" in state_dict,
-        "use_distillation_token": use_distillation_token,
-        "use_policy": use_policy,
-        "policy_config": policy_config,
-        "decoder_type": "linear" if is_linear else "mask_transformer",
-        "decoder_num_hidden_layers": 2 if is_linear else count_blocks(state_dict, "decoder.blocks."),
-        "num_labels": num_labels,
-    }
-
-
-def _merge_policy_config(options: dict[str, Any], shapes: dict[str, Any]) -> None:
-    # Shapes tell the stage of the backbone that is read; its padding and epsilon are for the caller to say.
-    given = options.pop("policy_config", None) or {}
-    given = given if isinstance(given, Mapping) else given.to_dict()
-    told = shapes["policy_config"]
-    if given.get("output_stride", told["output_stride"]) != told["output_stride"]:
-        options["policy_config"] = {"output_stride": given["output_stride"]}
-    else:
-        shapes["policy_config"] = {**given, **told}
-
-
-def _square_size(num_patches: int, patch_size: int) -> int:
-    side = round(num_patches**0.5)
-    if side * side != num_patches:
-        raise ValueError(
-            f"The position embeddings are for {num_patches} patches, which make no square. Pass `image_size` as "
-            "(height, width)."
-        )
-    return side * patch_size
 
 
 def _stage(name: str) -> int:

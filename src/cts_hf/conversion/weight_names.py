@@ -101,7 +101,7 @@ _LITE0_NAMES = {
 def original_name(name: str) -> str:
     """The original's name of a weight of [`CtsForSemanticSegmentation`]: `cts.layers.0.attention.q_proj.bias` is a
     third of `encoder.blocks.0.attn.qkv.bias`."""
-    return _rename(name, _ORIGINAL_NAMES)
+    return rename(name, _ORIGINAL_NAMES)
 
 
 def from_original(name: str, source: str, value: torch.Tensor) -> torch.Tensor:
@@ -134,7 +134,7 @@ def _qkv_index(name: str) -> int:
 
 def rename_transformers(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The weights of transformers' `ViTModel` or `DeiTModel`, of any version, under the names of [`CtsModel`]."""
-    return {_rename(name, _TRANSFORMERS_NAMES): value for name, value in state_dict.items()}
+    return {rename(name, _TRANSFORMERS_NAMES): value for name, value in state_dict.items()}
 
 
 def rename_mmsegmentation(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -148,7 +148,7 @@ def rename_mmsegmentation(state_dict: Mapping[str, torch.Tensor]) -> dict[str, t
         state_dict = {name: value for name, value in state_dict.items() if name not in unused}
     renamed = {}
     for name, value in state_dict.items():
-        source = _rename(name, _MMSEGMENTATION_NAMES)
+        source = rename(name, _MMSEGMENTATION_NAMES)
         if source.endswith((".proj_patch", ".proj_classes")) and value.ndim == 2:
             value = value.T
         elif source == "decoder.head.weight" and value.ndim == 4:
@@ -161,7 +161,7 @@ def rename_augreg(arrays: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     """The weights of Google's AugReg checkpoints (Steiner et al., 2021) under timm's names and in its shapes."""
     renamed = {}
     for source, value in arrays.items():
-        name = _rename(source, _AUGREG_NAMES)
+        name = rename(source, _AUGREG_NAMES)
         if re.search(r"/(query|key|value)/", source) and value.ndim > 1:
             # Kernels are (hidden_size, heads, head_size), biases (heads, head_size).
             value = value.flatten(-2)
@@ -205,7 +205,8 @@ def rename_lite0_package(state_dict: Mapping[str, torch.Tensor]) -> dict[str, to
     return renamed
 
 
-def _rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
+def rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    """The name after all rules, pairs of a pattern and its replacement, in their order."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
@@ -280,6 +281,7 @@ __all__ = [
     "load_renamed",
     "merge_to_original",
     "original_name",
+    "rename",
     "rename_augreg",
     "rename_lite0_package",
     "rename_mmsegmentation",

@@ -1,0 +1,63 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+
+import pytest
+import torch
+
+from cts_hf.conversion import convert_mmsegmentation, to_original
+from cts_hf.conversion.checkpoints import convert_checkpoint
+
+from ..helpers.mmsegmentation import build_setr, logits_of_setr
+from ..helpers.models import random_images
+
+
+DECODERS = ["naive", "pup", "mla"]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@torch.no_grad()
+def test_outputs_are_those_of_mmsegmentation(decoder, tmp_path):
+    reference, images = build_setr(decoder), random_images()
+    meta = {"dataset_meta": {"classes": ("wall", "floor", "tree", "sky", "car")}}
+    torch.save({"meta": meta, "state_dict": reference.state_dict()}, tmp_path / "setr.pth")
+    model, _ = convert_checkpoint(tmp_path / "setr.pth", num_attention_heads=2)
+    assert model.config.decoder_type == f"setr_{decoder}"
+    assert model.config.decoder_layer_indices == ([1, 3, 5, 7] if decoder == "mla" else [3, 4, 6, 7])
+    assert model.config.id2label[4] == "car"
+
+    seen = []
+    model.decode_head.register_forward_hook(lambda module, inputs, outputs: seen.extend(outputs))
+    labels = torch.zeros(len(images), *images.shape[2:], dtype=torch.long)
+    logits = model(images, labels=labels).logits
+    expected, auxiliary = logits_of_setr(reference, images)
+    # Here, what is upsampled last has been classified before, so that it rounds differently.
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+    assert len(seen) == 1 + len(auxiliary)
+    for ours, theirs in zip(seen[1:], auxiliary, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_without_auxiliary_heads(decoder):
+    weights = {name: value for name, value in build_setr(decoder).state_dict().items() if "auxiliary" not in name}
+    model = convert_mmsegmentation(weights, num_attention_heads=2)
+    assert model.config.auxiliary_loss_weight == 0
+    with pytest.raises(ValueError, match=r"The weights contradict auxiliary_loss_weight=0\.4"):
+        convert_mmsegmentation(weights, num_attention_heads=2, auxiliary_loss_weight=0.4)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_missing_and_left_over_weights_are_listed(decoder):
+    weights = build_setr(decoder).state_dict()
+    del weights["decode_head.up_convs.0.0.bn.running_mean"]
+    with pytest.raises(ValueError, match=r"1 missing: .*decode_head\.up_convs\.0\.0\.bn\.running_mean"):
+        convert_mmsegmentation(weights, num_attention_heads=2)
+    weights = {**build_setr(decoder).state_dict(), "backbone.ln1.extra": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"1 unexpected: .*extra"):
+        convert_mmsegmentation(weights, num_attention_heads=2)
+
+
+def test_what_the_original_does_not_have_is_not_saved_for_it():
+    model = convert_mmsegmentation(build_setr("naive").state_dict(), num_attention_heads=2)
+    with pytest.raises(ValueError, match="must have the decoder 'mask_transformer' or 'linear'"):
+        to_original(model)
