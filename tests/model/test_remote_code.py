@@ -25,47 +25,7 @@ from cts_hf import model as model_room
 from ..helpers.models import random_images, tiny_model, tiny_policy
 
 
-CHECK = """
-import json, sys
-from loading_cells import hide
-hide(sys.argv[3:])
-import numpy as np
-import torch
-from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, pipeline
-
-folder, second = sys.argv[1:3]
-trusted = {"trust_remote_code": True}
-config = AutoConfig.from_pretrained(folder, **trusted)
-base = AutoModel.from_pretrained(folder, **trusted)
-model = AutoModelForSemanticSegmentation.from_pretrained(folder, **trusted)
-processor = AutoImageProcessor.from_pretrained(folder, **trusted)
-image = Image.open(folder + "/image.png")
-segmenter = pipeline("image-segmentation", model=folder, **trusted)
-segments = segmenter(image)
-assert len(segmenter([image, folder + "/image.png"])) == 2
-
-model.save_pretrained(second)
-processor.save_pretrained(second)
-again = AutoModelForSemanticSegmentation.from_pretrained(second, **trusted)
-processor_again = AutoImageProcessor.from_pretrained(second, **trusted)
-inputs = processor(image, return_tensors="pt")
-with torch.no_grad():
-    outputs, outputs_again = model(**inputs), again(**processor_again(image, return_tensors="pt"))
-    hidden = base(**inputs).last_hidden_state
-assert torch.equal(outputs.logits, outputs_again.logits)
-
-masks = np.zeros((image.height, image.width), dtype=int)
-for segment in segments:
-    masks[np.array(segment["mask"]) > 0] = model.config.label2id[segment["label"]]
-np.save(second + "/masks.npy", masks)
-print(json.dumps({
-    "logits": outputs.logits.sum().item(),
-    "hidden": hidden.abs().sum().item(),
-    "classes": [type(each).__name__ for each in (config, base, model, processor)],
-    "modules": [type(each).__module__ for each in (config, base, model, processor)],
-}))
-"""
+CHECK = Path(__file__).parents[1] / "helpers" / "save_again.py"
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +42,7 @@ def folder(tmp_path_factory):
 
 def run_without(hidden, folder, second):
     environment = {**os.environ, "HF_MODULES_CACHE": str(second / "modules"), "HF_HUB_OFFLINE": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[1] / "helpers")
-    command = [sys.executable, "-c", CHECK, str(folder), str(second), *hidden]
+    command = [sys.executable, str(CHECK), str(folder), str(second), *hidden]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=second, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
     return json.loads(result.stdout.splitlines()[-1])

@@ -25,22 +25,8 @@ from ..helpers.training_runs import (
 
 
 ROOT = Path(__file__).parents[2]
-# Runs a script until it is about to write the checkpoint of step 6: the policy has fewer steps, the Segmenter more.
-KILLED = """
-import os, runpy, signal, sys
-from cts_hf.training import CheckpointFolder
-
-save = CheckpointFolder.save
-
-def save_or_die(folder, accelerator, step, progress):
-    if step == 6:
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(folder, accelerator, step, progress)
-
-CheckpointFolder.save = save_or_die
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+# It dies at step 6: the policy has fewer steps, the Segmenter more.
+KILLED_RUN = Path(__file__).parents[1] / "helpers" / "killed_run.py"
 
 
 @pytest.mark.slow
@@ -52,7 +38,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     train = load_example("train").main
 
     output = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED, str(EXAMPLES / "train.py"), *argv, "--output_dir", str(output)]
+    command = [sys.executable, str(KILLED_RUN), str(EXAMPLES / "train.py"), *argv, "--output_dir", str(output)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr[-3000:]

@@ -12,10 +12,10 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict, Value
 from PIL import Image as PILImage
 
+from ..model.image_processing_maps_cts import IGNORE_INDEX
 from .pictures import UNREADABLE, printable, to_rgb
 
 
-IGNORE_INDEX = 255
 UNKNOWN_ID = -1
 MAX_CLASSES = 255
 
