@@ -12,7 +12,6 @@ Trains a Segmenter with content-aware token sharing, and its policy.
 """
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from PIL import Image
 
-from cts_hf import CtsForSemanticSegmentation, CtsPolicyModel
-from cts_hf.conversion.checkpoints import load_policy_folder
+from cts_hf import CtsForSemanticSegmentation
 from cts_hf.data import SegmentationData
 from cts_hf.evaluation.evaluator import Sharing
+from cts_hf.evaluation.tables import format_table
 from cts_hf.evaluation.visualization import prediction_panel
 from cts_hf.hub.output_folder import OutputFolder
 from cts_hf.model.image_processing_cts import CtsImageProcessor
@@ -36,19 +35,15 @@ from cts_hf.training import (
     OptimizationArguments,
     PolicyArguments,
     PolicySourceArguments,
-    PolicyTask,
     SegmentationTask,
-    SuperpatchArguments,
     adopt_architecture,
     build_accelerator,
-    build_policy,
     build_processor,
     build_segmenter,
     check_hub_name,
-    encoder_normalization,
     finished_before,
     fit,
-    is_finished,
+    initial_policy,
     lock_output,
     parse_recipe,
     push_to_hub,
@@ -58,6 +53,7 @@ from cts_hf.training import (
     refuse_own_sources,
     save_card,
     settle_precision,
+    train_policy,
 )
 
 
@@ -129,62 +125,6 @@ def train(arguments: tuple, accelerator: Accelerator) -> list[dict[str, Any]]:
     return results
 
 
-def initial_policy(
-    model_args: ModelArguments, policy_args: PolicyArguments, policy_source: PolicySourceArguments
-) -> CtsPolicyModel | None:
-    """The policy that the options name, or one to train; `None`: that of the model that training goes on from."""
-    if policy_source.policy:
-        return load_policy_folder(policy_source.policy)
-    if model_args.model and policy_source.policy_epochs == 0:
-        return None
-    is_trained = policy_source.policy_epochs > 0 or policy_source.policy_loss_weight > 0
-    if not is_trained and model_args.token_reduction > 0:
-        raise ValueError(
-            "The policy would stay as random as it starts. Pass --policy FOLDER (of examples/train_policy.py), "
-            "--policy_epochs to train it first, --policy_loss_weight to train it jointly, or --token_reduction 0."
-        )
-    return build_policy(policy_args, model_args.patch_size, encoder_normalization(model_args))
-
-
-def train_policy(policy: CtsPolicyModel, arguments: tuple, data: SegmentationData) -> CtsPolicyModel:
-    """Trains the policy alone, in `<output_dir>/policy`; when the run is resumed, unless that has been done."""
-    data_args, model_args, policy_args, policy_source, args = arguments
-    folder = Path(args.output_dir) / "policy"
-    policy_optimization = replace(
-        args,
-        output_dir=str(folder),
-        num_epochs=policy_source.policy_epochs,
-        max_steps=0,
-        optimizer="adamw",
-        learning_rate=policy_source.policy_learning_rate,
-        min_lr=0.0,
-        weight_decay=1e-3,
-        resume_from_checkpoint=args.resume_from_checkpoint and "latest",
-        report_to=[],
-    )
-    superpatch_args = SuperpatchArguments(model_args.patch_size, model_args.token_reduction)
-    policy_arguments = (data_args, superpatch_args, policy_args, policy_optimization)
-    if args.resume_from_checkpoint and is_finished(folder):
-        refuse_another_recipe(folder, policy_arguments)
-        PartialState().print(f"The policy in {folder} is trained already.")
-        return load_policy_folder(folder)
-    # An accelerator saves all that it was ever given: the policy gets one of its own.
-    accelerator = build_accelerator(policy_optimization)
-    eval_rows = data_args.evaluation_rows(data)
-    processor = build_processor(data_args, policy.config)
-    task = PolicyTask(policy, processor, eval_rows, policy_arguments, model_args.token_reduction)
-    samples = data_args.training_samples(data, args.seed, data_args.transform(policy.config))
-    policy = fit(task, samples, policy_optimization, accelerator, data_args.num_workers)
-    if accelerator.is_main_process:
-        task.save(folder, {})
-    metrics = task.evaluate(accelerator)
-    accelerator.print("policy: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
-    if accelerator.is_main_process:
-        save_card(folder, policy, metrics)
-    accelerator.wait_for_everyone()
-    return policy
-
-
 def sharings(token_reduction: float) -> list[Sharing]:
     """No sharing, and every other strategy at the budget that the model was trained with."""
     shared = [Sharing(strategy, token_reduction) for strategy in ("learned", "random", "oracle")]
@@ -198,15 +138,13 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Mean IoU of each policy, and how many of the superpatches it shares hold one class."""
-    lines = ["", f"{'sharing':<12}{'fewer tokens':>14}{'mean IoU':>10}{'one class':>11}"]
+    """Mean IoU of each strategy, and how many of the superpatches that share a token hold one class."""
+    rows = []
     for result in results:
-        reduction = result["token_reduction"]
-        name, precision = result["sharing"], f"{result.get('policy_precision_at_budget', float('nan')):.3f}"
-        if reduction == 0:
-            name, precision = "none", "-"
-        lines.append(f"{name:<12}{f'{reduction:.1%}':>14}{result['mean_iou']:>10.4f}{precision:>11}")
-    return "\n".join([*lines, ""])
+        is_shared = result["token_reduction"] > 0
+        precision = f"{result.get('policy_precision_at_budget', float('nan')):.3f}" if is_shared else "-"
+        rows.append([result["sharing"], f"{result['token_reduction']:.1%}", f"{result['mean_iou']:.4f}", precision])
+    return "\n" + format_table(["sharing", "fewer tokens", "mean IoU", "one class"], rows) + "\n"
 
 
 @torch.no_grad()
@@ -224,7 +162,7 @@ def draw_prediction(
         labels=np.asarray(inputs["labels"][0]),
         shared_superpatches=outputs.shared_superpatches[0],
         palette=data.palette,
-        superpatch_size=2 * model.config.patch_size,
+        superpatch_size=model.config.superpatch_size,
         patch_size=model.config.patch_size,
         classes=data.classes,
     )

@@ -25,6 +25,7 @@ from .models import (
 )
 from .optimization import build_optimizer, build_scheduler, polynomial_lr
 from .output import finished_before, is_finished, lock_output, refuse_inside_data, refuse_own_sources
+from .policy_stage import initial_policy, train_policy
 from .recipe import parse_recipe, refuse_another_recipe, save_recipe
 from .saving import push_to_hub, save_card, save_model_folder
 from .steps import TrainingSteps
@@ -54,6 +55,7 @@ __all__ = [
     "encoder_normalization",
     "finished_before",
     "fit",
+    "initial_policy",
     "is_finished",
     "lock_output",
     "parse_recipe",
@@ -67,4 +69,5 @@ __all__ = [
     "save_model_folder",
     "save_recipe",
     "settle_precision",
+    "train_policy",
 ]
