@@ -96,6 +96,17 @@ def test_train_makes_a_folder_that_the_pipeline_takes(scenes, tmp_path, capsys, 
         assert all(region["mask"].size == image.size for region in regions)
 
 
+@pytest.mark.parametrize("decoder_type", ["setr_naive", "setr_pup", "setr_mla"])
+def test_decoders_of_setr_are_trained_and_predict(decoder_type, scenes, tmp_path):
+    options = {"decoder_type": decoder_type, "decoder_hidden_size": 8, "policy_epochs": 1}
+    results = train(scenes, tmp_path, **options)
+    assert all(0 <= result["mean_iou"] <= 1 for result in results)
+    model = CtsForSemanticSegmentation.from_pretrained(tmp_path)
+    assert model.config.decoder_type == decoder_type
+    image = Image.open(next((scenes / "images" / "val").iterdir()))
+    assert pipeline("image-segmentation", model=str(tmp_path))(image)
+
+
 def test_a_saved_recipe_repeats_the_run(scenes, tmp_path):
     train(scenes, tmp_path / "first", seed=3)
     argv = ["--recipe", str(tmp_path / "first" / "train.yaml"), "--output_dir", str(tmp_path / "second")]

@@ -15,7 +15,7 @@ from ..data import SegmentationData, StreamingSamples, TrainingSamples, TrainTra
 from ..data.arguments import DatasetArguments
 from ..data.transforms import Transform
 from ..evaluation.inference import InferenceOptions
-from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
+from ..model.configuration_cts import DECODER_TYPES, CtsConfig, CtsPolicyConfig
 from ..model.configuration_cts_checks import channel_values
 
 
@@ -284,7 +284,10 @@ class ModelArguments:
     num_attention_heads: int = option(3, "Attention heads of the encoder: 3 (Ti), 6 (S), 12 (B), 16 (L).")
     use_distillation_token: bool = option(False, "Add DeiT's distillation token.")
     drop_path_rate: float = option(0.1, "Stochastic depth of the last encoder layer.")
-    decoder_type: str = option("mask_transformer", "Segmenter's decoder.", choices=["mask_transformer", "linear"])
+    decoder_type: str = option(
+        "mask_transformer", "Segmenter's decoders or SETR's, which need more memory.", choices=list(DECODER_TYPES)
+    )
+    decoder_hidden_size: int = option(256, "Channels of SETR's decoders.")
     decoder_num_hidden_layers: int = option(2, "Layers of the mask transformer.")
     decoder_dropout_prob: float = option(0.1, "Dropout in the mask transformer.")
     backbone_weights: str | None = option(None, "ViT or DeiT weights of timm or transformers, local or on the Hub.")
@@ -301,7 +304,7 @@ class ModelArguments:
         refuse_outside(
             self,
             **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "decoder_num_hidden_layers"), _LAYERS),
-            **dict.fromkeys(("patch_size", "hidden_size"), _PIXELS),
+            **dict.fromkeys(("patch_size", "hidden_size", "decoder_hidden_size"), _PIXELS),
         )
         if self.model and self.backbone_weights:
             raise ValueError(

@@ -27,10 +27,17 @@ ARCHITECTURE = (
     "num_attention_heads",
     "use_distillation_token",
     "decoder_type",
+    "decoder_hidden_size",
     "decoder_num_hidden_layers",
 )
 # Weights with a row or an entry for each class.
-CLASSIFIERS = ("decode_head.class_embeddings", "decode_head.mask_norm", "decode_head.classifier")
+CLASSIFIERS = (
+    "decode_head.class_embeddings",
+    "decode_head.mask_norm",
+    "decode_head.classifier",
+    "decode_head.head.classifier",
+    "decode_head.auxiliary_heads.",
+)
 
 
 def encoder_normalization(args: ModelArguments) -> Normalization:
@@ -109,6 +116,7 @@ def segmenter_config(
         intermediate_size=4 * args.hidden_size,
         use_distillation_token=args.use_distillation_token,
         decoder_type=args.decoder_type,
+        decoder_hidden_size=args.decoder_hidden_size,
         decoder_num_hidden_layers=args.decoder_num_hidden_layers,
         image_mean=args.image_mean,
         image_std=args.image_std,
