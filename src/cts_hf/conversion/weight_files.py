@@ -171,7 +171,7 @@ class _Inert:
     def __init__(self, *args, **kwargs):
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         pass
 
 

@@ -137,7 +137,7 @@ class MeanIoU(evaluate.Metric):
     def _build_data_dir(self) -> str:
         return self._data_dir_root  # nothing is stored there: it is not made
 
-    def download_and_prepare(self, download_config=None, dl_manager=None) -> None:
+    def download_and_prepare(self, download_config: Any = None, dl_manager: Any = None) -> None:
         """Does nothing, as there is nothing to download. `evaluate.load` calls it."""
 
     def __len__(self) -> int:

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.pictures import PictureError, find_pictures, printable, read_picture
 from ..hub.output_folder import OutputFolder
+from ..model.configuration_cts import CtsConfig
 from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.token_sharing import check_token_reduction
@@ -221,7 +222,7 @@ class _Images(torch.utils.data.Dataset):
 class _Writer:
     """Draws and writes the results of an image that are still to be made."""
 
-    def __init__(self, results: Results, pending: dict[str, list[str]], config):
+    def __init__(self, results: Results, pending: dict[str, list[str]], config: CtsConfig):
         self.results, self.pending = results, pending
         self.patch_size, self.superpatch_size = config.patch_size, config.superpatch_size
         self.num_labels = config.num_labels

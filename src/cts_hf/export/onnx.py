@@ -12,6 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,7 +79,7 @@ def export_onnx(
     _require("onnx")
     opset = getattr(_require("onnxscript"), f"opset{OPSET_VERSION}")
 
-    def stable_sort(self, *, stable=None, dim=-1, descending=False):
+    def stable_sort(self: Any, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
         # PyTorch's exporter has no stable sort. TopK is one: of equal values it takes the one with the lower index.
         dim = dim % len(self.shape)
         length = opset.Shape(self, start=dim, end=dim + 1)

@@ -107,7 +107,7 @@ class CtsPolicyConfig(CheckedConfig, PreTrainedConfig):
     image_std: list[float | int] | tuple[float | int, ...] | float | int | None = None
     semantic_loss_ignore_index: int = 255
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         refuse_unknown_names(self, kwargs)
         self.check_options()
         super().__post_init__(**kwargs)
@@ -257,7 +257,7 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
     image_std: list[float | int] | tuple[float | int, ...] | float | int | None = None
     semantic_loss_ignore_index: int = 255
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         refuse_unknown_names(self, kwargs)
         self.check_options()
         # `register_for_auto_class` records a single auto class; a checkpoint serves two.
@@ -290,7 +290,7 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
         refuse_below_one(self, "patch_size", "num_channels", "hidden_size", "intermediate_size")
         refuse_below_one(self, "num_hidden_layers", "num_attention_heads")
         complete_normalization(self)
-        self._complete_policy_config()
+        policy_config = self.policy_config = self._complete_policy_config()
         refuse_outside(self, "token_reduction", 0, 0.75)
         of_decoder = ("decoder_dropout_prob", "decoder_drop_path_rate")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", *of_decoder):
@@ -302,25 +302,25 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
             raise ValueError(f"`decoder_type` must be one of {names}, got {self.decoder_type!r}: choose one of them.")
         if self.decoder_type in _SETR_LAYERS:
             self._complete_setr()
-        names = ["num_attention_heads"]
+        head_counts = ["num_attention_heads"]
         if self.decoder_type == "mask_transformer":
             refuse_below_one(self, "decoder_num_hidden_layers", "decoder_num_attention_heads")
-            names.append("decoder_num_attention_heads")
-        for name in names:
+            head_counts.append("decoder_num_attention_heads")
+        for name in head_counts:
             if self.hidden_size % getattr(self, name):
                 raise ValueError(
                     f"`hidden_size` ({self.hidden_size}) must be a multiple of `{name}` ({getattr(self, name)})."
                 )
         self._check_image_size()
-        self.policy_config.check_options()
-        self.check_policy_config(self.policy_config)
+        policy_config.check_options()
+        self.check_policy_config(policy_config)
 
     @property
     def superpatch_size(self) -> int:
         """Side of a superpatch in pixels."""
         return 2 * self.patch_size
 
-    def _complete_setr(self):
+    def _complete_setr(self) -> None:
         if self.decoder_layer_indices is None:
             of_24 = _SETR_LAYERS[self.decoder_type]
             self.decoder_layer_indices = [math.ceil(number * self.num_hidden_layers / 24) - 1 for number in of_24]
@@ -339,7 +339,7 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
                 f"got {indices}: leave it out for those of SETR."
             )
 
-    def _check_image_size(self):
+    def _check_image_size(self) -> None:
         sides = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
         if len(sides) not in (1, 2) or any(side < 1 or side % self.patch_size for side in sides):
             raise ValueError(
@@ -347,19 +347,20 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
                 f"got {self.image_size}."
             )
 
-    def _complete_policy_config(self):
-        defaults = {
+    def _complete_policy_config(self) -> CtsPolicyConfig:
+        defaults: dict[str, Any] = {
             "superpatch_size": self.superpatch_size,
             "num_channels": self.num_channels,
             "image_mean": self.image_mean,
             "image_std": self.image_std,
         }
         if self.policy_config is None:
-            self.policy_config = CtsPolicyConfig(**defaults)
-        elif isinstance(self.policy_config, dict):
-            defaults["transformers_version"] = self.transformers_version
-            given = {name: value for name, value in self.policy_config.items() if value is not None}
-            self.policy_config = CtsPolicyConfig(**{**defaults, **given})
+            return CtsPolicyConfig(**defaults)
+        if not isinstance(self.policy_config, dict):
+            return self.policy_config
+        defaults["transformers_version"] = self.transformers_version
+        given = {name: value for name, value in self.policy_config.items() if value is not None}
+        return CtsPolicyConfig(**{**defaults, **given})
 
     def check_policy_config(self, policy_config: CtsPolicyConfig) -> None:
         """Refuses the configuration of a policy for superpatches of another size, or for other channels."""

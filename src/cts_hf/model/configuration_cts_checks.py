@@ -118,7 +118,7 @@ def complete_normalization(config: PreTrainedConfig) -> None:
 
 
 class CheckedConfig:
-    def save_pretrained(self, *args, **kwargs):
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         self.check_options()  # options can be set behind the checks, and what is saved has to load again
         return super().save_pretrained(*args, **kwargs)
 

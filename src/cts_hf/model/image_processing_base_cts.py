@@ -14,6 +14,7 @@
 """What the image processors of both backends share: options, label maps, padding and post-processing."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
@@ -162,18 +163,18 @@ class CtsImageProcessingMixin:
             data["labels"] = [labels[0] for labels in data["labels"]]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
-    def fetch_images(self, image_url_or_urls):
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
         if isinstance(image_url_or_urls, str) and (image := open_wide_picture(image_url_or_urls)) is not None:
             return image
         return super().fetch_images(image_url_or_urls)
 
-    def convert_to_rgb(self, image, input_data_format: str | ChannelDimension | None = None):
+    def convert_to_rgb(self, image: Any, input_data_format: str | ChannelDimension | None = None) -> Any:
         if hasattr(image, "shape"):  # not PIL, see `check_images`
             image = drop_alpha(image, input_data_format)
         # The oldest transformers that are supported take the image alone.
         return super().convert_to_rgb(image, *([] if input_data_format is None else [input_data_format]))
 
-    def _prepare_labels(self, segmentation_map, size: tuple[int, int], do_reduce_labels: bool | None) -> torch.Tensor:
+    def _prepare_labels(self, segmentation_map: Any, size: tuple[int, int], do_reduce_labels: bool | None) -> Any:
         """Segmentation map `(1, height, width)`, array or tensor, to int64 labels `(1, *size)`."""
         labels = torch.as_tensor(segmentation_map).to(torch.int64)
         if do_reduce_labels:
@@ -202,7 +203,7 @@ class CtsImageProcessingMixin:
 
     def post_process_semantic_segmentation(
         self,
-        outputs,
+        outputs: Any,
         target_sizes: "list[tuple[int, int]] | torch.Tensor | None" = None,
         return_segmentation_scores: bool = False,
     ) -> "list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]":
@@ -253,7 +254,7 @@ class CtsImageProcessingMixin:
         return results
 
 
-def _check_target_sizes(target_sizes, batch_size: int) -> list[tuple[int, int]]:
+def _check_target_sizes(target_sizes: Any, batch_size: int) -> list[tuple[int, int]]:
     """Target sizes, a sequence, array or tensor, as a list of pairs of int; refuses what is not one per image."""
     must = "`target_sizes` must be a list of one (height, width) per image, in whole pixels of 1 or more"
     advice = "pass the sizes of the images before preprocessing; PIL's `image.size` is (width, height)."
@@ -269,13 +270,13 @@ def _check_target_sizes(target_sizes, batch_size: int) -> list[tuple[int, int]]:
     return [(int(height), int(width)) for height, width in pairs]
 
 
-def _as_list(values) -> list | None:
+def _as_list(values: Any) -> list | None:
     """The values of a sequence, array or tensor with one dimension or more; None for anything else."""
     values = values.tolist() if hasattr(values, "tolist") else values
     return list(values) if isinstance(values, Sequence) and not isinstance(values, str) else None
 
 
-def _is_length(length) -> bool:
+def _is_length(length: Any) -> bool:
     """Whether a value, possibly that of an array or tensor without dimensions, is a whole number of pixels."""
     length = length.item() if getattr(length, "ndim", None) == 0 else length
     return isinstance(length, int | float) and length >= 1 and length % 1 == 0

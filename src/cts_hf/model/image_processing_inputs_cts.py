@@ -126,7 +126,7 @@ def drop_alpha(image: "Pixels", input_data_format: str | None) -> "Pixels":
     return image[..., :3] if input_data_format == ChannelDimension.LAST else image[:3]
 
 
-def white_level(do_rescale: bool, rescale_factor: float, do_normalize: bool, image_mean) -> int | None:
+def white_level(do_rescale: bool, rescale_factor: float, do_normalize: bool, image_mean: Any) -> int | None:
     """
     The value of white that the options of an image processor expect: 255 to be rescaled to 0 to 1, 1 where
     normalization alone expects 0 to 1, and None where the options do not tell.

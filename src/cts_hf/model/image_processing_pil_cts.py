@@ -13,6 +13,8 @@
 # limitations under the License.
 """Image processing for CTS with Pillow and NumPy, where torchvision is absent."""
 
+from typing import Any
+
 from transformers.image_processing_backends import PilBackend
 
 from .image_processing_base_cts import CtsImageProcessingMixin
@@ -27,7 +29,7 @@ class CtsImageProcessorPil(CtsImageProcessingMixin, PilBackend):
     [`CtsImageProcessorKwargs`] and of all image processors; each can also be given per call.
     """
 
-    def _prepare_labels(self, segmentation_map, size: tuple[int, int], do_reduce_labels: bool | None):
+    def _prepare_labels(self, segmentation_map: Any, size: tuple[int, int], do_reduce_labels: bool | None) -> Any:
         # A copy, because PyTorch does not take read-only or mirrored arrays.
         return super()._prepare_labels(segmentation_map.copy(), size, do_reduce_labels).numpy()
 

@@ -121,7 +121,7 @@ class CtsModel(CtsPreTrainedModel):
         self.post_init()
         self._freeze_policy()
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "CtsModel":
         super().train(mode)
         self._freeze_policy()  # here too, as `from_pretrained` makes every parameter trainable before its `eval()`
         return self

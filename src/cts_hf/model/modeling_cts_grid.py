@@ -14,6 +14,7 @@
 """The grid of an image: its patches, the superpatches of every level, and what of it is padding."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -21,7 +22,10 @@ from torch import nn
 from .modeling_cts_checks import check_tensor, has_values, refuse_unless
 
 
-def num_cells(length: int | torch.Tensor, cell_size: int) -> int | torch.Tensor:
+Length = TypeVar("Length", int, torch.Tensor)
+
+
+def num_cells(length: Length, cell_size: int) -> Length:
     """How many cells of `cell_size` cover `length`: the last one may hang over the end."""
     # Not by `length % cell_size`: torch.compile fails at remainders of sizes that vary from call to call.
     return (length + cell_size - 1) // cell_size
@@ -57,7 +61,8 @@ class PatchGrid:
         that is 0 at padding. Refuses a mask other than 1 in a rectangle of at least a superpatch in the top left
         corner, and 0 elsewhere.
         """
-        grid = cls(tuple(pixel_values.shape[2:]), patch_size)
+        height, width = pixel_values.shape[2:]
+        grid = cls((height, width), patch_size)
         if pixel_mask is not None:
             check_tensor("pixel_mask", pixel_mask, "real", "take it from the image processor.")
             shape = (pixel_values.shape[0], *grid.size)
@@ -68,7 +73,7 @@ class PatchGrid:
                 )
             is_real = pixel_mask.bool()
             grid.image_sizes = torch.stack([is_real[:, :, 0].sum(dim=1), is_real[:, 0, :].sum(dim=1)], dim=1)
-            grid._check_pixel_mask(pixel_mask)
+            _check_pixel_mask(pixel_mask, grid, grid.image_sizes)
         return grid
 
     def shape(self, level: int = 1) -> tuple[int, int]:
@@ -128,23 +133,25 @@ class PatchGrid:
             return images
         return images.masked_fill(~_is_within(self.image_sizes, self.size)[:, None], 0)
 
-    def _whole(self, side, level: int = 1):
+    def _whole(self, side: Length, level: int = 1) -> Length:
         largest = self.levels[-1]
         return num_cells(side, largest * self.patch_size) * (largest // level)
 
-    def _check_pixel_mask(self, pixel_mask: torch.Tensor) -> None:
-        if not has_values(pixel_mask):
-            return
-        smallest = self.levels[-1] * self.patch_size
-        is_mask = (pixel_mask == _is_within(self.image_sizes, self.size).to(pixel_mask.dtype)).flatten(1).all(dim=1)
-        valid = is_mask & (self.image_sizes >= smallest).all(dim=1)
-        refuse_unless(
-            valid.all(),
-            f"`pixel_mask` must be 1 in the top left corner of each image, in a rectangle of at least {smallest} x "
-            f"{smallest} pixels, and 0 elsewhere",
-            lambda: f"something else for the images {(~valid).nonzero()[:10, 0].tolist()}",
-            "pad images on the right and the bottom, as the image processor does.",
-        )
+
+def _check_pixel_mask(pixel_mask: torch.Tensor, grid: PatchGrid, image_sizes: torch.Tensor) -> None:
+    if not has_values(pixel_mask):
+        return
+    smallest = grid.levels[-1] * grid.patch_size
+    expected = _is_within(image_sizes, grid.size).to(pixel_mask.dtype)
+    is_mask = pixel_mask.eq(expected).flatten(1).all(dim=1)
+    valid = is_mask & image_sizes.ge(smallest).all(dim=1)
+    refuse_unless(
+        valid.all(),
+        f"`pixel_mask` must be 1 in the top left corner of each image, in a rectangle of at least {smallest} x "
+        f"{smallest} pixels, and 0 elsewhere",
+        lambda: f"something else for the images {(~valid).nonzero()[:10, 0].tolist()}",
+        "pad images on the right and the bottom, as the image processor does.",
+    )
 
 
 def _is_within(shapes: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:

@@ -84,12 +84,12 @@ class CtsPolicyModel(PreTrainedModel):
             fan_out = module.kernel_size[0] ** 2 * module.out_channels // module.groups
             init.normal_(module.weight, mean=0.0, std=math.sqrt(2.0 / fan_out))
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "CtsPolicyModel":
         if mode:
             self.unfuse_batch_norm()  # what follows may change the weights
         return super().train(mode)
 
-    def fuse_batch_norm(self):
+    def fuse_batch_norm(self) -> None:
         """
         Folds the batch normalizations into the convolutions, for faster inference. The logits change by rounding
         errors only. State dict and checkpoints stay as they are; training mode and loading of weights undo it, and
@@ -109,7 +109,7 @@ class CtsPolicyModel(PreTrainedModel):
                 convolution.fold(norm)
         return self
 
-    def unfuse_batch_norm(self):
+    def unfuse_batch_norm(self) -> None:
         """Undoes [`~CtsPolicyModel.fuse_batch_norm`], exactly. Returns this model."""
         for module in self.backbone.modules():
             if isinstance(module, CtsPolicyConv2d):

@@ -53,7 +53,13 @@ class CtsPolicyConv2d(nn.Conv2d):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1, tf_padding=False
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        tf_padding: bool = False,
     ):
         # TensorFlow pads strided convolutions by need, which depends on the size of the input: see `forward`.
         self.pads_by_need = tf_padding and stride > 1

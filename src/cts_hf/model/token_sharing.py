@@ -34,6 +34,7 @@ Segmentation with Vision Transformers", CVPR 2023 (arXiv 2306.02095), sections 3
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.utils import ModelOutput
@@ -69,10 +70,11 @@ class TokenLayout(ModelOutput):
             `False` at tokens that fill up the rows of a batch whose images differ in size or budget; they come last.
     """
 
-    shared_superpatches: torch.BoolTensor | tuple[torch.BoolTensor, ...]
-    token_source: torch.LongTensor | None = None
-    patch_to_token: torch.LongTensor | None = None
-    token_mask: torch.BoolTensor | None = None
+    shared_superpatches: torch.Tensor | tuple[torch.Tensor, ...]
+    # Always there: a `ModelOutput` may have one field without default.
+    token_source: torch.Tensor = None  # type: ignore[assignment]
+    patch_to_token: torch.Tensor = None  # type: ignore[assignment]
+    token_mask: torch.Tensor | None = None
 
 
 def num_shared_superpatches(token_reduction: float, num_patches: int | torch.Tensor) -> int | torch.Tensor:
@@ -153,20 +155,21 @@ def build_layout(
         check_superpatch_mask(superpatch_mask, scores[-1].shape)
 
     # From the last level down. `available` is where nothing larger is shared, and no padding: `None` for everywhere.
-    shared, available = [], superpatch_mask
+    shared: list[torch.Tensor] = []
+    available = superpatch_mask
     for index in reversed(range(len(levels))):
         check_budget(budgets[index], scores[index], available)
         chosen = _choose_best(scores[index], budgets[index], available)
         shared.insert(0, chosen)
-        available = ~chosen if available is None else available & ~chosen
+        unshared = ~chosen if available is None else available & ~chosen
         finer_level = levels[index - 1] if index > 0 else 1
-        available = _repeat(available, levels[index] // finer_level)
+        unshared = available = _repeat(unshared, levels[index] // finer_level)
 
-    num_patches = available.shape[1] * available.shape[2]
+    num_patches = unshared.shape[1] * unshared.shape[2]
     if superpatch_mask is None and not any(isinstance(budget, torch.Tensor) for budget in budgets):
         saved = sum((level**2 - 1) * budget for level, budget in zip(levels, budgets, strict=True))
-        return _number_tokens(available, shared, levels, num_patches - saved, is_padded=False)
-    return _number_tokens(available, shared, levels, num_patches if max_tokens is None else max_tokens, is_padded=True)
+        return _number_tokens(unshared, shared, levels, num_patches - saved, is_padded=False)
+    return _number_tokens(unshared, shared, levels, num_patches if max_tokens is None else max_tokens, is_padded=True)
 
 
 def check_scores(superpatch_scores: torch.Tensor, shape: tuple[int, int, int]) -> None:
@@ -209,7 +212,7 @@ def share(
     """
     values = [patches, *([superpatches] if isinstance(superpatches, torch.Tensor) else superpatches)]
     shared = layout.shared_superpatches
-    shared = [shared] if isinstance(shared, torch.Tensor) else shared
+    shared = (shared,) if isinstance(shared, torch.Tensor) else shared
     batch_size, num_patches = layout.patch_to_token.shape
     numbers_of_cells = [num_patches, *(of_level.shape[1] * of_level.shape[2] for of_level in shared)]
     if [of_level.shape[:2] for of_level in values] != [(batch_size, number) for number in numbers_of_cells]:
@@ -248,7 +251,7 @@ def unshare(tokens: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
     return _take(tokens, layout.patch_to_token)
 
 
-def _per_level(name: str, values, levels: tuple[int, ...]) -> list:
+def _per_level(name: str, values: Any, levels: tuple[int, ...]) -> list[Any]:
     if not isinstance(values, (tuple, list)):
         values = [values]
     if len(values) != len(levels):

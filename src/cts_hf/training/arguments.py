@@ -45,7 +45,7 @@ FREE_ON_RESUME = frozenset(
 )
 
 
-def option(default, help: str, **metadata):
+def option(default: Any, help: str, **metadata: Any) -> Any:
     """A field of an options dataclass, with the help text that `--help` shows."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
@@ -83,7 +83,7 @@ def refuse_outside(options: Any, **bounds: tuple[float, float]) -> None:
                 raise ValueError(f"{entry.name} is {value}, it must be {allowed}.")
 
 
-def _check_normalization(arguments, *names: str) -> None:
+def _check_normalization(arguments: Any, *names: str) -> None:
     for name in names:
         if getattr(arguments, name) is not None:
             channel_values(name, getattr(arguments, name), num_channels=3)

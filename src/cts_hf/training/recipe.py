@@ -89,7 +89,7 @@ class _RecipeLoader(yaml.SafeLoader):
     there twice, anchors, aliases (which can stand for more values than fit in memory) and tags are refused.
     """
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if event.anchor is not None or getattr(event, "tag", None) is not None:
             raise yaml.MarkedYAMLError(
@@ -98,14 +98,14 @@ class _RecipeLoader(yaml.SafeLoader):
             )
         return super().compose_node(parent, index)
 
-    def flatten_mapping(self, node):
+    def flatten_mapping(self, node: Any) -> None:
         """Leaves `<<` a key as any other: there is nothing to merge without aliases."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         _refuse_twice(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         return super().construct_mapping(node, deep)
 
-    def construct_unquoted(self, node):
+    def construct_unquoted(self, node: Any) -> Unquoted:
         return Unquoted(node.value or "null", yaml.SafeLoader.yaml_constructors[node.tag](self, node))
 
 
