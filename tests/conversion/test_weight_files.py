@@ -20,9 +20,9 @@ from ..helpers.models import tiny_config
 from .test_checkpoints import write_original
 
 
-TELLING = "encoder.patch_embed.proj.weight"
+DECIDING = "encoder.patch_embed.proj.weight"
 # Those that a size is read off, or that have another shape in this package.
-SHAPED = [TELLING, "encoder.blocks.0.mlp.fc1.weight", "encoder.pos_embed", "encoder.blocks.0.attn.qkv.weight"]
+SHAPED = [DECIDING, "encoder.blocks.0.mlp.fc1.weight", "encoder.pos_embed", "encoder.blocks.0.attn.qkv.weight"]
 SHAPED += ["decoder.mask_norm.weight", "decoder.proj_patch"]
 
 
@@ -31,10 +31,10 @@ SHAPED += ["decoder.mask_norm.weight", "decoder.proj_patch"]
     [
         ({0: torch.ones(2)}, "holds no weights: .* got the entries 0: a Tensor"),
         ({}, r"holds no weights: .* got the entries \(none\)"),
-        ({TELLING: "x"}, f"holds no weights: .* got the entries '{TELLING}': a str"),
-        ({TELLING: torch.ones(2)}, rf"weight '{TELLING}' must have 4 dimensions, got the shape \(2,\)"),
-        ({TELLING: torch.tensor(1.0)}, rf"weight '{TELLING}' must have 4 dimensions, got the shape \(\)"),
-        ({"backbone.patch_embed.projection.weight": torch.ones(2)}, f"weight '{TELLING}' must have 4 dimensions"),
+        ({DECIDING: "x"}, f"holds no weights: .* got the entries '{DECIDING}': a str"),
+        ({DECIDING: torch.ones(2)}, rf"weight '{DECIDING}' must have 4 dimensions, got the shape \(2,\)"),
+        ({DECIDING: torch.tensor(1.0)}, rf"weight '{DECIDING}' must have 4 dimensions, got the shape \(\)"),
+        ({"backbone.patch_embed.projection.weight": torch.ones(2)}, f"weight '{DECIDING}' must have 4 dimensions"),
         ({"conv_stem.weight": torch.ones(2)}, "weight 'conv_stem.weight' must have 4 dimensions"),
     ],
 )

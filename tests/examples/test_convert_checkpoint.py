@@ -61,13 +61,13 @@ def test_the_normalization_from_the_command_line_and_back(monkeypatch, tmp_path)
     run_main(monkeypatch, "convert_checkpoint.py", **options, output_dir=tmp_path / "back")
     assert "normalization: deit" in (tmp_path / "back" / "variant.yml").read_text()
 
-    told = {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}
-    run_main(monkeypatch, "convert_checkpoint.py", source=source, output_dir=tmp_path / "told", **told)
+    given = {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}
+    run_main(monkeypatch, "convert_checkpoint.py", source=source, output_dir=tmp_path / "given", **given)
     policy = tiny_policy(superpatch_size=32, width_coefficient=1.0, depth_coefficient=1.0)
     torch.save(policy.state_dict(), tmp_path / "model.pth")
     options = {"source": tmp_path / "model.pth", "kind": "policy"}
-    run_main(monkeypatch, "convert_checkpoint.py", **options, output_dir=tmp_path / "policy", **told)
-    for folder, config_class in (("told", CtsConfig), ("policy", CtsPolicyConfig)):
+    run_main(monkeypatch, "convert_checkpoint.py", **options, output_dir=tmp_path / "policy", **given)
+    for folder, config_class in (("given", CtsConfig), ("policy", CtsPolicyConfig)):
         config = config_class.from_pretrained(tmp_path / folder)
         assert (config.image_mean, config.image_std) == ([0.0] * 3, [1.0] * 3)
         check_normalization(config, AutoImageProcessor.from_pretrained(tmp_path / folder))

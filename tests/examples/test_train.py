@@ -26,6 +26,7 @@ from ..helpers.training_runs import (
     largest_difference,
     load_example,
     reset_accelerate,
+    train_example,
     write_scenes,
 )
 
@@ -53,13 +54,10 @@ def train_policy(scenes, tmp_path_factory):
 
 
 def train(scenes, folder, *flags, **options):
-    defaults = {**TINY_POLICY, **TINY_MODEL, **TINY_RUN, "crop_size": 64, "num_workers": 0, "max_steps": 2}
-    if not options.keys() & {"policy", "policy_epochs"}:
-        defaults["policy_loss_weight"] = 0.5
-    argv = command_line(**{**defaults, "data_dir": scenes, "output_dir": folder, **options})
-    results = load_example("train").main([*argv, *flags])
-    reset_accelerate()
-    return results
+    """As `train_example`, with a policy that is trained jointly only where nothing else says where it comes from."""
+    if options.keys() & {"policy", "policy_epochs"}:
+        options = {"policy_loss_weight": 0.0, **options}
+    return train_example(scenes, folder, *flags, **options)
 
 
 def test_train_makes_a_folder_that_the_pipeline_takes(scenes, tmp_path, capsys, monkeypatch):
@@ -235,17 +233,17 @@ def test_train_normalizes_as_the_weights_expect(scenes, tmp_path):
     # Training goes on with what it began with.
     train(scenes, tmp_path / "on", model=tmp_path / "run", policy_loss_weight=0)
     assert normalization_of(tmp_path / "on") == [IMAGENET] * 3
-    told = {"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "policy_image_mean": [0.5, 0.5, 0.5]}
+    given = {"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "policy_image_mean": [0.5, 0.5, 0.5]}
     seen = []
     hook = seen_by(CtsEmbeddings, seen)
-    train(scenes, tmp_path / "told", **options, **told)
+    train(scenes, tmp_path / "given", **options, **given)
     hook.remove()
     zeros, ones = [0.0] * 3, [1.0] * 3
-    assert normalization_of(tmp_path / "told") == [(zeros, ones), ([0.5] * 3, ones), (zeros, ones)]
+    assert normalization_of(tmp_path / "given") == [(zeros, ones), ([0.5] * 3, ones), (zeros, ones)]
     assert min(images.min() for images in seen) >= 0
     assert max(images.max() for images in seen) <= 1
-    train(scenes, tmp_path / "scratch", **told)
-    assert normalization_of(tmp_path / "scratch") == normalization_of(tmp_path / "told")
+    train(scenes, tmp_path / "scratch", **given)
+    assert normalization_of(tmp_path / "scratch") == normalization_of(tmp_path / "given")
 
 
 def test_train_completes_a_model_of_old_from_its_image_processor(scenes, tmp_path):
@@ -261,11 +259,11 @@ def test_train_completes_a_model_of_old_from_its_image_processor(scenes, tmp_pat
 
 def test_train_policy_normalizes_as_it_is_told(scenes, tmp_path):
     options = {**TINY_POLICY, "cpu_threads": 1, "data_dir": scenes, "crop_size": 64, "num_workers": 0, "patch_size": 8}
-    told = {"policy_image_mean": [0, 0, 0], "policy_image_std": [1, 1, 1]}
+    given = {"policy_image_mean": [0, 0, 0], "policy_image_std": [1, 1, 1]}
     for squash in (True, False):
         seen = []
         hook = seen_by(CtsPolicyModel, seen)
-        argv = command_line(**options, **told, output_dir=tmp_path, max_steps=1, batch_size=4, squash=squash)
+        argv = command_line(**options, **given, output_dir=tmp_path, max_steps=1, batch_size=4, squash=squash)
         load_example("train_policy").main([*argv, "--photometric_distortion", "false", "--overwrite_output_dir"])
         reset_accelerate()
         hook.remove()

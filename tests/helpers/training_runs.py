@@ -6,10 +6,12 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from cts_hf.data import SCENE_CLASSES, build_scenes
+from cts_hf.hub.output_folder import LOCK
 from cts_hf.training import (
     DataArguments,
     ModelArguments,
@@ -22,6 +24,7 @@ from cts_hf.training import (
     build_processor,
     build_segmenter,
     fit,
+    loop,
 )
 
 
@@ -101,3 +104,23 @@ def largest_difference(state, other):
     state, other = (load_file(given) if isinstance(given, Path) else given for given in (state, other))
     assert state.keys() == other.keys()
     return max((state[name].double() - other[name].double()).abs().max().item() for name in state)
+
+
+def train_example(scenes, folder, *flags, **options):
+    """`examples/train.py` for two steps."""
+    defaults = {**TINY_POLICY, **TINY_MODEL, **TINY_RUN, "crop_size": 64, "num_workers": 0, "max_steps": 2}
+    defaults |= {"data_dir": scenes, "output_dir": folder, "policy_loss_weight": 0.5}
+    try:
+        return load_example("train").main([*command_line(**{**defaults, **options}), *flags])
+    finally:
+        reset_accelerate()
+
+
+def no_step(monkeypatch):
+    """Makes the first step of training fail the test."""
+    monkeypatch.setattr(loop, "_backward", lambda *_: pytest.fail("a step was made"))
+
+
+def contents(folder):
+    """The bytes of each file in a folder, but for the lock."""
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file() and path.name != LOCK}

@@ -148,11 +148,11 @@ def test_a_policy_keeps_its_normalization_in_another_model(tmp_path):
 TIMM = {"architecture": "vit", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 1.0}}
 OLD_TIMM = {"architecture": "vit", "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
 TRANSFORMERS = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "do_normalize": True}
-TOLD = Normalization([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+KNOWN = Normalization([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
 DESCRIPTIONS = [
-    ({"config.json": TIMM}, TOLD),
-    ({"config.json": OLD_TIMM}, TOLD),
-    ({"config.json": {"model_type": "vit"}, "preprocessor_config.json": TRANSFORMERS}, TOLD),
+    ({"config.json": TIMM}, KNOWN),
+    ({"config.json": OLD_TIMM}, KNOWN),
+    ({"config.json": {"model_type": "vit"}, "preprocessor_config.json": TRANSFORMERS}, KNOWN),
     ({"preprocessor_config.json": {**TRANSFORMERS, "do_normalize": False}}, Normalization([0.0] * 3, [1.0] * 3)),
     ({"config.json": {"model_type": "vit"}}, None),
     ({}, None),
@@ -245,23 +245,23 @@ def test_a_model_records_what_the_weights_it_loads_expect(tmp_path, caplog):
     torch.save(weights, tmp_path / "vit.pth")
     model = tiny_model()
     load_vit_weights(model, tmp_path)
-    assert (model.config.image_mean, model.config.image_std) == TOLD
+    assert (model.config.image_mean, model.config.image_std) == KNOWN
     assert (model.config.policy_config.image_mean, model.config.policy_config.image_std) == HALF
     assert not logged(caplog)
 
     # Nothing tells: the model's stays, and this is said.
     load_vit_weights(model, tmp_path / "vit.pth")
-    assert (model.config.image_mean, model.config.image_std) == TOLD
+    assert (model.config.image_mean, model.config.image_std) == KNOWN
     (message,) = logged(caplog)
     assert "vit.pth" in message
-    assert str(TOLD._asdict()) in message
+    assert str(KNOWN._asdict()) in message
     # The caller says it, of known weights too.
     for source in (tmp_path, tmp_path / "vit.pth"):
         load_vit_weights(model, source, image_mean=0.5, image_std=[0.5, 0.5, 0.5])
         assert (model.config.image_mean, model.config.image_std) == HALF
     assert len(logged(caplog)) == 1
     load_vit_weights(model, tmp_path, image_std=1)
-    assert (model.config.image_mean, model.config.image_std) == (TOLD.image_mean, [1.0] * 3)
+    assert (model.config.image_mean, model.config.image_std) == (KNOWN.image_mean, [1.0] * 3)
     with pytest.raises(ValueError, match=r"`image_std` must be numbers above 0, .* got 0"):
         load_vit_weights(model, tmp_path, image_std=0)
 

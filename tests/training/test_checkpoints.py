@@ -15,18 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from cts_hf.training import CheckpointFolder
 
-from ..helpers.training_runs import largest_difference, reset_accelerate, train, write_scenes
-
-
-@pytest.fixture(autouse=True)
-def _no_accelerator_left():
-    yield
-    reset_accelerate()
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    return write_scenes(tmp_path_factory.mktemp("scenes"), num_train=10)
+from ..helpers.training_runs import largest_difference, reset_accelerate, train
 
 
 @pytest.fixture(scope="module")

@@ -14,24 +14,13 @@ from cts_hf import CtsForSemanticSegmentation
 from cts_hf.data import SquashTransform, collate, load_folder
 from cts_hf.training import CheckpointFolder, OptimizationArguments, build_accelerator
 
-from ..helpers.training_runs import largest_difference, reset_accelerate, train, write_scenes
+from ..helpers.training_runs import largest_difference, train
 
 
 # Dropout and drop path, so that random states matter.
 RANDOM = {"drop_path_rate": 0.3, "decoder_dropout_prob": 0.3}
 # Everything shares a token, so that rounding cannot exchange superpatches of almost equal scores.
 DETERMINISTIC = {"drop_path_rate": 0.0, "decoder_dropout_prob": 0.0, "token_reduction": 0.75}
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    return write_scenes(tmp_path_factory.mktemp("scenes"), num_train=10)
-
-
-@pytest.fixture(autouse=True)
-def _no_accelerator_left():
-    yield
-    reset_accelerate()
 
 
 def untrained(scenes, folder, *transform):

@@ -6,56 +6,19 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from cts_hf import CtsForSemanticSegmentation
 from cts_hf.hub.output_folder import LOCK, OutputFolder
 from cts_hf.training import loop
 
 from ..helpers.training_runs import (
-    TINY_MODEL,
-    TINY_POLICY,
-    TINY_RUN,
-    command_line,
+    contents,
     largest_difference,
-    load_example,
-    reset_accelerate,
-    write_scenes,
+    no_step,
+    train_example,
 )
-
-
-@pytest.fixture(autouse=True)
-def _no_accelerator_left():
-    yield
-    reset_accelerate()
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    return write_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-def train(scenes, folder, *flags, **options):
-    """`examples/train.py` for two steps."""
-    defaults = {**TINY_POLICY, **TINY_MODEL, **TINY_RUN, "crop_size": 64, "num_workers": 0, "max_steps": 2}
-    defaults |= {"data_dir": scenes, "output_dir": folder, "policy_loss_weight": 0.5}
-    try:
-        return load_example("train").main([*command_line(**{**defaults, **options}), *flags])
-    finally:
-        reset_accelerate()
-
-
-def no_step(monkeypatch):
-    """Makes the first step of training fail the test."""
-    monkeypatch.setattr(loop, "_backward", lambda *_: pytest.fail("a step was made"))
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file() and path.name != LOCK}
 
 
 def write(folder, *names):
@@ -76,7 +39,7 @@ def test_files_of_others_that_a_run_would_replace_are_refused(scenes, tmp_path, 
     with pytest.raises(
         ValueError, match=rf"holds {re.escape(name)}, which this run would replace and which no earlier"
     ):
-        train(scenes, tmp_path, *flags)
+        train_example(scenes, tmp_path, *flags)
     assert contents(tmp_path) == before
 
 
@@ -86,7 +49,7 @@ def test_other_files_of_others_stay(scenes, tmp_path):
     )
     before = contents(tmp_path)
     for flags in ([], ["--overwrite_output_dir"]):
-        train(scenes, tmp_path, *flags, eval_steps=1, save_steps=1, policy_epochs=0.4)
+        train_example(scenes, tmp_path, *flags, eval_steps=1, save_steps=1, policy_epochs=0.4)
         after = contents(tmp_path)
         assert {path: after[path] for path in before} == before
     assert {"model.safetensors", "best", "checkpoints", "policy"} <= {path.name for path in tmp_path.iterdir()}
@@ -103,29 +66,29 @@ def test_a_file_that_appears_while_it_trains_is_not_replaced_and_the_model_is_no
     with pytest.raises(
         ValueError, match=r"holds README.md, which no training wrote and which the new files in .*unfinished"
     ):
-        train(scenes, tmp_path)
+        train_example(scenes, tmp_path)
     assert (tmp_path / "README.md").read_text() == "the user's README.md"
     assert (tmp_path / ".unfinished" / "model.safetensors").exists()
 
 
 def test_a_finished_model_is_replaced_only_when_asked(scenes, tmp_path, monkeypatch, capsys):
-    train(scenes, tmp_path, eval_steps=1)  # too short for a checkpoint
+    train_example(scenes, tmp_path, eval_steps=1)  # too short for a checkpoint
     before = contents(tmp_path)
     with monkeypatch.context() as patch:
         no_step(patch)
         with pytest.raises(ValueError, match=r"holds README.md.* of an earlier run: .*--overwrite_output_dir"):
-            train(scenes, tmp_path, seed=5)
+            train_example(scenes, tmp_path, seed=5)
         with pytest.raises(ValueError, match=r"was made with other options: seed 0 -> 5"):
-            train(scenes, tmp_path, seed=5, resume_from_checkpoint="latest")
+            train_example(scenes, tmp_path, seed=5, resume_from_checkpoint="latest")
         # A queue passes `latest` whenever it starts a run again.
-        assert train(scenes, tmp_path, eval_steps=1, resume_from_checkpoint="latest") == []
+        assert train_example(scenes, tmp_path, eval_steps=1, resume_from_checkpoint="latest") == []
         assert contents(tmp_path) == before
     (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"")
     record = json.loads((tmp_path / ".cts_hf.json").read_text())
     record["written"]["model-00001-of-00002.safetensors"] = "training"  # as a larger model leaves
     (tmp_path / ".cts_hf.json").write_text(json.dumps(record))
     capsys.readouterr()
-    train(scenes, tmp_path, "--overwrite_output_dir", seed=5)
+    train_example(scenes, tmp_path, "--overwrite_output_dir", seed=5)
     assert re.search(rf"Deleted \d+ files of an earlier run in {tmp_path}", capsys.readouterr().out)
     assert not list(tmp_path.glob("model-*"))
     assert not (tmp_path / "best").exists()
@@ -135,13 +98,13 @@ def test_a_finished_model_is_replaced_only_when_asked(scenes, tmp_path, monkeypa
 @pytest.mark.parametrize("flags", [[], ["--overwrite_output_dir"]], ids=["plain", "overwrite"])
 @pytest.mark.parametrize("source", ["", "best"])
 def test_a_run_does_not_replace_the_model_that_it_starts_from(scenes, tmp_path, monkeypatch, flags, source):
-    train(scenes, tmp_path, eval_steps=1)
+    train_example(scenes, tmp_path, eval_steps=1)
     before = contents(tmp_path)
     no_step(monkeypatch)
     with pytest.raises(ValueError, match=r"`output_dir` must not be where `model` lies"):
-        train(scenes, tmp_path, *flags, model=tmp_path / source)
+        train_example(scenes, tmp_path, *flags, model=tmp_path / source)
     with pytest.raises(ValueError, match=r"`output_dir` must not be where `backbone_weights` lies"):
-        train(scenes, tmp_path, *flags, backbone_weights=tmp_path / source / "model.safetensors")
+        train_example(scenes, tmp_path, *flags, backbone_weights=tmp_path / source / "model.safetensors")
     assert contents(tmp_path) == before
 
 
@@ -171,13 +134,13 @@ def test_what_would_fail_at_the_end_is_refused_before_the_first_step(
     no_step(monkeypatch)
     first = {"policy_epochs": 1, "policy_loss_weight": 0} if stage == "policy first" else {}
     with pytest.raises(ValueError, match=message):
-        train(scenes, tmp_path / "run", **{**first, **options})
+        train_example(scenes, tmp_path / "run", **{**first, **options})
 
 
 def test_a_path_that_is_a_file_is_refused_before_the_data_are_read(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file must be a folder that can be written to, or the path of a new one"):
-        train(tmp_path / "nowhere", tmp_path / "file")
+        train_example(tmp_path / "nowhere", tmp_path / "file")
 
 
 @pytest.mark.parametrize("fails", ["evaluate_sharings", "prediction_panel"])
@@ -190,7 +153,7 @@ def test_a_training_whose_evaluation_fails_is_not_lost(scenes, tmp_path, monkeyp
     else:
         monkeypatch.setattr("cts_hf.evaluation.visualization.prediction_panel", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
-        train(scenes, tmp_path)
+        train_example(scenes, tmp_path)
     model = CtsForSemanticSegmentation.from_pretrained(tmp_path)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
@@ -205,111 +168,17 @@ def test_two_runs_in_one_folder_are_refused(scenes, tmp_path, monkeypatch):
     try:
         assert other.stdout.readline() == "locked\n"
         with pytest.raises(ValueError, match=f"Another run is writing to {tmp_path}"):
-            train(scenes, tmp_path)
+            train_example(scenes, tmp_path)
     finally:
         other.communicate("done\n")
-
-
-@pytest.mark.parametrize("lasting", [False, True], ids=["one step", "last step"])
-def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(scenes, tmp_path, monkeypatch, lasting):
-    backward, steps = loop._backward, iter(range(1, 100))
-    bad_step = 4 if lasting else 3
-
-    def exploding(*args):
-        loss = backward(*args)
-        return loss * float("nan") if next(steps) == bad_step else loss
-
-    monkeypatch.setattr(loop, "_backward", exploding)
-    with pytest.raises(ValueError, match=rf"got nan at step {bad_step}\. Nothing of it was saved.* --learning_rate"):
-        train(scenes, tmp_path, max_steps=4, save_steps=2, eval_steps=2, logging_steps=100)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
-    assert not (tmp_path / "model.safetensors").exists()
-    for file in (tmp_path / "best" / "model.safetensors", tmp_path / "checkpoints/step_00000002/model.safetensors"):
-        assert all(value.isfinite().all() for value in load_file(file).values() if value.is_floating_point())
-
-
-# The weights of a policy end the forward of the next step, where there is one.
-@pytest.mark.parametrize(("policy", "max_steps"), [(False, 1), (True, 1), (True, 3)])
-def test_weights_that_are_not_finite_stop_the_run_although_the_loss_is(
-    scenes, tmp_path, monkeypatch, policy, max_steps
-):
-    step = torch.optim.AdamW.step
-
-    def exploding(self, *args, **kwargs):
-        step(self, *args, **kwargs)
-        model.cts.policy.head.bias.data.fill_(float("nan")) if policy else model.cts.layernorm.weight.data.fill_(
-            float("inf")
-        )
-
-    build = loop.build_optimizer
-
-    def remembering(trained, args):
-        nonlocal model
-        model = trained
-        return build(trained, args)
-
-    model = None
-    monkeypatch.setattr(loop, "build_optimizer", remembering)
-    monkeypatch.setattr(torch.optim.AdamW, "step", exploding)
-    name = r"policy: cts\.policy\.head\.bias" if policy else r"model: cts\.layernorm\.weight"
-    with pytest.raises(
-        ValueError, match=rf"got NaN or infinity in weights of the {name}, after step 1\. Nothing of it"
-    ):
-        train(scenes, tmp_path, max_steps=max_steps)
-    assert not (tmp_path / "model.safetensors").exists()
-
-
-def test_resuming_with_other_options_is_refused_and_lists_them(scenes, tmp_path, monkeypatch):
-    train(scenes, tmp_path, save_steps=1)
-    before = contents(tmp_path)
-    changed = {"learning_rate": 0.1, "seed": 4, "optimizer": "sgd", "batch_size": 2, "token_reduction": 0.5}
-    other = write_scenes(tmp_path.with_name("other"), 8, 2)
-    with monkeypatch.context() as patch:
-        no_step(patch)
-        with pytest.raises(ValueError, match="was made with other options") as refusal:
-            train(other, tmp_path, resume_from_checkpoint="latest", **changed, save_steps=1)
-    for part in (
-        "learning_rate 0.001 -> 0.1",
-        "seed 0 -> 4",
-        "optimizer 'adamw' -> 'sgd'",
-        "batch_size 4 -> 2",
-        "token_reduction 0.3 -> 0.5",
-        f"data_dir '{scenes}' -> '{other}'",
-    ):
-        assert part in str(refusal.value)
-    assert contents(tmp_path) == before
-    free = {"max_steps": 3, "logging_steps": 1, "eval_steps": 3, "save_steps": 3, "save_total_limit": 1}
-    train(scenes, tmp_path, resume_from_checkpoint="latest", **free)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
-
-
-def test_a_policy_that_is_trained_already_is_taken_only_if_it_was_trained_so(scenes, tmp_path, monkeypatch):
-    policy_first = {"policy_epochs": 0.4, "policy_loss_weight": 0}
-
-    def killed(*args):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        # After the policy, before the first step of the Segmenter.
-        patch.setattr("cts_hf.training.tasks.SegmentationTask.forward", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(scenes, tmp_path, **policy_first)
-    with pytest.raises(ValueError, match=r"policy was made with other options: learning_rate 5e-05 -> 0.01"):
-        train(scenes, tmp_path, resume_from_checkpoint="latest", **policy_first, policy_learning_rate=0.01)
-    with pytest.raises(ValueError, match=r"policy was made with other options: num_epochs 0.4 -> 0.8"):
-        train(scenes, tmp_path, resume_from_checkpoint="latest", **{**policy_first, "policy_epochs": 0.8})
-    train(scenes, tmp_path, resume_from_checkpoint="latest", **policy_first)
-    train(scenes, tmp_path.with_name("whole"), **policy_first)
-    files = (folder / "model.safetensors" for folder in (tmp_path, tmp_path.with_name("whole")))
-    assert largest_difference(*files) == 0
 
 
 def test_what_other_scripts_wrote_is_deleted_only_with_the_rest(scenes, tmp_path):
     with OutputFolder(tmp_path, "evaluation") as folder, folder.writing() as unfinished:
         (unfinished / "evaluation.json").write_text("{}")
-    train(scenes, tmp_path)
+    train_example(scenes, tmp_path)
     assert (tmp_path / "evaluation.json").exists()
-    train(scenes, tmp_path, "--overwrite_output_dir")
+    train_example(scenes, tmp_path, "--overwrite_output_dir")
     assert not (tmp_path / "evaluation.json").exists()  # which was of the former model
 
 
@@ -317,7 +186,7 @@ def test_a_record_of_others_deletes_nothing(scenes, tmp_path):
     write(tmp_path, "notes/precious", "thesis.tex")
     names = dict.fromkeys(["thesis.tex", "notes/", "notes/precious"], "training")
     (tmp_path / ".cts_hf.json").write_text(json.dumps({"written": names}))
-    train(scenes, tmp_path)
+    train_example(scenes, tmp_path)
     assert (tmp_path / "notes" / "precious").exists()
     assert (tmp_path / "thesis.tex").exists()
 
@@ -327,7 +196,7 @@ def test_things_in_the_way_are_found_before_the_first_step(scenes, tmp_path, mon
     (tmp_path / name).mkdir() if name.endswith("/") else write(tmp_path, name)
     no_step(monkeypatch)
     with pytest.raises(ValueError, match=r"which this run would replace|must be a folder of its own"):
-        train(scenes, tmp_path)
+        train_example(scenes, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["best", "checkpoints"])
@@ -336,20 +205,20 @@ def test_another_disk_is_for_the_whole_folder(scenes, tmp_path, name):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).symlink_to(tmp_path / "disk")
     with pytest.raises(ValueError, match=rf"{name} must be a folder of its own or not be there, got a link"):
-        train(scenes, tmp_path / "run")
+        train_example(scenes, tmp_path / "run")
     (tmp_path / "link").symlink_to(tmp_path / "disk")
-    train(scenes, tmp_path / "link", save_steps=1, save_total_limit=1)
-    train(scenes, tmp_path / "link", "--overwrite_output_dir", save_steps=1, save_total_limit=1)
+    train_example(scenes, tmp_path / "link", save_steps=1, save_total_limit=1)
+    train_example(scenes, tmp_path / "link", "--overwrite_output_dir", save_steps=1, save_total_limit=1)
     assert [path.name for path in (tmp_path / "disk" / "checkpoints").iterdir()] == ["step_00000002"]
 
 
 def test_the_policy_that_is_trained_first_does_not_replace_its_source(scenes, tmp_path, monkeypatch):
-    train(scenes, tmp_path, policy_epochs=0.4, policy_loss_weight=0)
+    train_example(scenes, tmp_path, policy_epochs=0.4, policy_loss_weight=0)
     before = contents(tmp_path)
     no_step(monkeypatch)
     source = tmp_path / "policy" / "model.safetensors"
     with pytest.raises(ValueError, match=r"`output_dir` must not be where `policy_weights` lies"):
-        train(scenes, tmp_path, "--overwrite_output_dir", policy_epochs=1, policy_weights=source)
+        train_example(scenes, tmp_path, "--overwrite_output_dir", policy_epochs=1, policy_weights=source)
     assert contents(tmp_path) == before
 
 
@@ -358,29 +227,29 @@ def test_a_policy_for_other_patches_is_not_taken(scenes, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("cts_hf.training.tasks.SegmentationTask.forward", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            train(scenes, tmp_path, **policy_first)
+            train_example(scenes, tmp_path, **policy_first)
     with pytest.raises(ValueError, match=r"policy was made with other options: patch_size 8 -> 16"):
-        train(scenes, tmp_path, resume_from_checkpoint="latest", **policy_first, patch_size=16)
+        train_example(scenes, tmp_path, resume_from_checkpoint="latest", **policy_first, patch_size=16)
 
 
 def test_a_checkpoint_of_the_segmenter_has_its_policy(scenes, tmp_path, monkeypatch):
     policy_first = {"policy_epochs": 0.4, "policy_loss_weight": 0}
-    train(scenes, tmp_path, **policy_first, save_steps=1)
+    train_example(scenes, tmp_path, **policy_first, save_steps=1)
     monkeypatch.setattr("cts_hf.training.tasks.PolicyTask.forward", lambda *_: pytest.fail("it was trained again"))
     other = tmp_path / "other"
     checkpoint = tmp_path / "checkpoints" / "step_00000001"
-    train(scenes, other, **policy_first, resume_from_checkpoint=checkpoint)
+    train_example(scenes, other, **policy_first, resume_from_checkpoint=checkpoint)
     files = (folder / "model.safetensors" for folder in (tmp_path, other))
     assert largest_difference(*files) == 0
     with pytest.raises(ValueError, match="was made with other options: learning_rate"):
-        train(scenes, tmp_path / "third", **policy_first, resume_from_checkpoint=checkpoint, learning_rate=0.1)
+        train_example(scenes, tmp_path / "third", **policy_first, resume_from_checkpoint=checkpoint, learning_rate=0.1)
 
 
 def test_the_precision_that_the_environment_sets_is_an_option_too(scenes, tmp_path, monkeypatch):
-    train(scenes, tmp_path, save_steps=1)
+    train_example(scenes, tmp_path, save_steps=1)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ValueError, match="was made with other options: mixed_precision 'no' -> 'bf16'"):
-        train(scenes, tmp_path, resume_from_checkpoint="latest", max_steps=3)
+        train_example(scenes, tmp_path, resume_from_checkpoint="latest", max_steps=3)
 
 
 def test_a_full_disk_at_the_end_is_named(scenes, tmp_path, monkeypatch):
@@ -389,7 +258,7 @@ def test_a_full_disk_at_the_end_is_named(scenes, tmp_path, monkeypatch):
 
     monkeypatch.setattr(CtsForSemanticSegmentation, "save_pretrained", full)
     with pytest.raises(ValueError, match=r"could not be written to .*No space left.* --resume_from_checkpoint latest"):
-        train(scenes, tmp_path, save_steps=1)
+        train_example(scenes, tmp_path, save_steps=1)
 
 
 def test_a_failed_upload_names_the_folder(scenes, tmp_path, monkeypatch):
@@ -398,7 +267,7 @@ def test_a_failed_upload_names_the_folder(scenes, tmp_path, monkeypatch):
 
     monkeypatch.setattr("cts_hf.training.saving.upload_folder", offline)
     with pytest.raises(ValueError, match=rf"The model is in {tmp_path}, but .*no network.*push_to_hub.py --folder"):
-        train(scenes, tmp_path, "--push_to_hub", hub_model_id="street")
+        train_example(scenes, tmp_path, "--push_to_hub", hub_model_id="street")
 
 
 @pytest.mark.parametrize("place", ["images", "images/train", "labels/val/new"])
@@ -406,5 +275,5 @@ def test_no_model_is_written_among_the_data(scenes, monkeypatch, place):
     before = contents(scenes)
     no_step(monkeypatch)
     with pytest.raises(ValueError, match=r"`output_dir` must not be in .*, where pictures are data"):
-        train(scenes, scenes / place)
+        train_example(scenes, scenes / place)
     assert contents(scenes) == before

@@ -10,14 +10,7 @@ from cts_hf.data import SquashTransform, TrainingSamples, collate, load_segmenta
 from cts_hf.evaluation.metrics import MeanIoU, TrainerMeanIoU, preprocess_logits_for_metrics
 
 from ..helpers.models import tiny_model
-from ..helpers.training_runs import largest_difference, reset_accelerate, write_scenes
-
-
-@pytest.fixture(autouse=True)
-def _no_accelerator_left():
-    reset_accelerate()
-    yield
-    reset_accelerate()
+from ..helpers.training_runs import largest_difference, write_scenes
 
 
 @pytest.fixture(scope="module")

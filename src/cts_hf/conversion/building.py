@@ -97,11 +97,11 @@ def _merge_policy_config(options: dict[str, Any], shapes: dict[str, Any]) -> Non
     # Shapes tell the stage of the backbone that is read; its padding and epsilon are for the caller to say.
     given = options.pop("policy_config", None) or {}
     given = given if isinstance(given, Mapping) else given.to_dict()
-    told = shapes["policy_config"]
-    if given.get("output_stride", told["output_stride"]) != told["output_stride"]:
+    read = shapes["policy_config"]
+    if given.get("output_stride", read["output_stride"]) != read["output_stride"]:
         options["policy_config"] = {"output_stride": given["output_stride"]}
     else:
-        shapes["policy_config"] = {**given, **told}
+        shapes["policy_config"] = {**given, **read}
 
 
 def _square_size(num_patches: int, patch_size: int) -> int:

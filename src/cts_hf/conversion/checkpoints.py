@@ -38,7 +38,7 @@ BENCHMARK_CLASSES = {
 # By the name that Segmenter has for them.
 _NORMALIZATIONS = {"vit": HALF, "deit": IMAGENET}
 # A weight that only this kind of checkpoint has.
-_TELLING_WEIGHTS = {
+_KINDS_BY_WEIGHT = {
     "encoder.patch_embed.proj.weight": "segmenter",
     "backbone.patch_embed.projection.weight": "mmsegmentation",
     "backbone.conv_stem.weight": "policy",
@@ -279,11 +279,11 @@ def _choose_normalization(
     source: str | Path, state_dict: Mapping[str, torch.Tensor], kind: str, options: Mapping[str, Any]
 ) -> dict[str, list[float]]:
     """`image_mean` and `image_std`: those of `options`, else what is known of the weights, else 0.5."""
-    first_weight = next(name for name in _TELLING_WEIGHTS if _TELLING_WEIGHTS[name] == kind and name in state_dict)
+    first_weight = next(name for name in _KINDS_BY_WEIGHT if _KINDS_BY_WEIGHT[name] == kind and name in state_dict)
     num_channels = require_weight(state_dict, first_weight, num_dims=4).shape[1]
     default = Normalization([0.5] * num_channels, [0.5] * num_channels)
-    told = (options.get("image_mean"), options.get("image_std"))
-    return choose_normalization(source, state_dict, *told, default)._asdict()
+    given = (options.get("image_mean"), options.get("image_std"))
+    return choose_normalization(source, state_dict, *given, default)._asdict()
 
 
 def _class_names(
@@ -317,7 +317,7 @@ def _strip_module(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def _recognize(state_dict: Mapping[str, torch.Tensor], source: str | Path) -> str:
-    for name, kind in _TELLING_WEIGHTS.items():
+    for name, kind in _KINDS_BY_WEIGHT.items():
         if name in state_dict:
             return kind
     if "embeddings.patch_embeddings.projection.weight" in state_dict or "patch_embed.proj.weight" in state_dict:

@@ -84,11 +84,11 @@ def _find_pairs(root: Path) -> tuple[dict[str, list[Pair]], list[str]]:
         for kind, suffixes in kinds.items():
             files = {}
             if (root / kind / split).is_dir():
-                files, twins = find_pictures(root / kind / split, suffixes)
-                problems += twins
+                files, problems_found = find_pictures(root / kind / split, suffixes)
+                problems += problems_found
             found.append(files)
-        pairs, lonely = match_files(*found)
-        problems += lonely
+        pairs, unmatched = match_files(*found)
+        problems += unmatched
         if pairs:
             splits[split] = pairs
     if not splits and not problems:

@@ -1,7 +1,7 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: RUF009 - `option` is `dataclasses.field`
-"""What a training run can be told: the options of `examples/train.py` and `examples/train_policy.py`."""
+"""The options of a training run: `examples/train.py` and `examples/train_policy.py`."""
 
 import os
 from dataclasses import dataclass, field, fields

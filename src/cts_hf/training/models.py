@@ -76,22 +76,22 @@ def build_policy(args: PolicyArguments, patch_size: int, normalization: Normaliz
     """
     policy = CtsPolicyModel(policy_config(args, patch_size, normalization))
     if args.policy_weights:
-        told = {"image_mean": args.policy_image_mean, "image_std": args.policy_image_std}
-        load_policy_backbone(policy, args.policy_weights, **told)
+        given = {"image_mean": args.policy_image_mean, "image_std": args.policy_image_std}
+        load_policy_backbone(policy, args.policy_weights, **given)
     return policy
 
 
-def refuse_other_normalization(told: ModelArguments | PolicyArguments, config: CtsConfig | CtsPolicyConfig) -> None:
+def refuse_other_normalization(args: ModelArguments | PolicyArguments, config: CtsConfig | CtsPolicyConfig) -> None:
     """
     Refuses options that contradict weights which have been trained with another normalization.
 
     Args:
-        told: the options.
+        args: the options.
         config: of the model that has these weights.
     """
-    prefix = "policy_" if isinstance(told, PolicyArguments) else ""
+    prefix = "policy_" if isinstance(args, PolicyArguments) else ""
     for name in Normalization._fields:
-        value, recorded = getattr(told, prefix + name), getattr(config, name)
+        value, recorded = getattr(args, prefix + name), getattr(config, name)
         if value not in (None, recorded):
             raise ValueError(
                 f"`{prefix}{name}` must be {recorded}, as the trained model's configuration says, got {value}: leave "

@@ -49,7 +49,7 @@ def refuse_earlier_run(args: OptimizationArguments) -> None:
     for name in (BEST, CHECKPOINTS):
         path = folder.path / name
         if path.is_symlink() or (path.exists() and not path.is_dir()):
-            # What lies behind a link could not be told from what others have there, and would never be deleted.
+            # What lies behind a link cannot be distinguished from files of others, and would never be deleted.
             kind = "link" if path.is_symlink() else "file"
             raise ValueError(
                 f"{path} must be a folder of its own or not be there, got a {kind}: move it away. To "

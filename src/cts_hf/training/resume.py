@@ -128,7 +128,7 @@ def _resume(
 
 
 def describe_data(task: Task, samples: TrainingSamples | StreamingSamples) -> dict[str, Any]:
-    """The data of a run as far as it can be told without reading images."""
+    """The data of a run, as far as it is known without reading images."""
     described: dict[str, Any] = {"classes": list(task.model.config.id2label.values())}
     rows = samples.dataset
     if isinstance(rows, Dataset):

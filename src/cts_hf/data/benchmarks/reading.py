@@ -40,8 +40,8 @@ def read_benchmark(root: Path, sources: dict[str, Source], lookup: np.ndarray, l
     """
     splits, problems = {}, []
     for split, source in sources.items():
-        pairs, lonely = match_files(source.images, source.labels)
-        problems += lonely + check_headers(pairs)
+        pairs, unmatched = match_files(source.images, source.labels)
+        problems += unmatched + check_headers(pairs)
         if pairs:
             splits[split] = dataset_of_pairs(pairs, lookup)
     raise_problems(root, problems, "Correct or remove these files. " + layout)
