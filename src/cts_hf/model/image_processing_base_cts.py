@@ -89,17 +89,16 @@ class CtsImageProcessingMixin:
             kwargs: any of the processor's options, for this call.
 
         Returns:
-            `BatchFeature` with
-            - **pixel_values**: float32 `(batch_size, num_channels, height, width)`, 0 where padded.
-            - **labels**: int64 `(batch_size, height, width)`, 255 where padded; only with `segmentation_maps`.
-            - **pixel_mask**: int64 `(batch_size, height, width)`, 1 on the image and 0 on padding; only where at least
-              one image was padded.
+            `BatchFeature`: With `pixel_values`, float32 `(batch_size, num_channels, height, width)`, 0 where padded;
+                with `labels`, int64 `(batch_size, height, width)`, 255 where padded, if there are `segmentation_maps`;
+                and with `pixel_mask`, int64 `(batch_size, height, width)`, 1 on the image and 0 on padding, if one
+                image was padded at least.
 
         Raises:
-            `ValueError`: for segmentation maps that do not fit the images, for options without a meaning here, for
-            values that the options do not expect (from 0 to 255 to be rescaled, else from 0 to 1; 16-bit values are
-            scaled from 0 to 65535, so that those of 10 or 12 bits are dark and those of 8 are refused), and for
-            images over 16 times as long as wide that would have over 2**20 pixels once resized.
+            ValueError: For segmentation maps that do not fit the images, for options without a meaning here, for
+                values that the options do not expect (from 0 to 255 to be rescaled, else from 0 to 1; 16-bit values
+                are scaled from 0 to 65535, so that those of 10 or 12 bits are dark and those of 8 are refused), and
+                for images over 16 times as long as wide that would have over 2**20 pixels once resized.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
