@@ -158,7 +158,8 @@ metrics: [{metric}]
 
 {description}
 
-This folder is a configuration without weights; `train.yaml` holds every option of the training.
+This folder is a configuration without weights; `train.yaml` holds the options of the training that differ from the
+defaults.
 
 {numbers}
 
@@ -209,7 +210,12 @@ def render(checkpoint: Checkpoint) -> dict[str, str]:
     recipe = RECIPES / f"{checkpoint.recipe}.yaml"
     arguments = parse_recipe((DataArguments, *sources), ["--recipe", str(recipe), *overrides])
     config = policy_model_config(arguments) if is_policy else segmenter_model_config(arguments, checkpoint)
-    options = {name: value for group in arguments for name, value in asdict(group).items()}
+    options = {
+        name: value
+        for group in arguments
+        for name, value in asdict(group).items()
+        if value != getattr(type(group)(), name)
+    }
     return {
         "config.json": config_text(config),
         "preprocessor_config.json": build_processor(arguments[0], config).to_json_string(),

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from cts_hf import CtsConfig, CtsForSemanticSegmentation, CtsPolicyModel, num_shared_superpatches
 from cts_hf.hub.normalization import HALF, check_normalization
+from cts_hf.training import DataArguments, ModelArguments
 
 from .helpers.scripts import load_script
 
@@ -68,7 +69,8 @@ def test_files(folder):
     assert metadata.datasets
     assert metadata.metrics
     config, recipe = AutoConfig.from_pretrained(folder), yaml.safe_load((folder / "train.yaml").read_text())
-    assert recipe["token_reduction"] == getattr(config, "token_reduction", recipe["token_reduction"])
+    if isinstance(config, CtsConfig):
+        assert recipe.get("token_reduction", ModelArguments.token_reduction) == config.token_reduction
     processor = AutoImageProcessor.from_pretrained(folder)
     assert processor.size["shortest_edge"] == min(recipe["base_size"])
     check_normalization(config, processor)
@@ -77,7 +79,7 @@ def test_files(folder):
     if isinstance(config, CtsConfig):
         assert (config.policy_config.image_mean, config.policy_config.image_std) == HALF
         assert metadata.pipeline_tag == "image-segmentation"
-        assert config.image_size == recipe["crop_size"]
+        assert config.image_size == recipe.get("crop_size", DataArguments.crop_size)
         assert not any(name.startswith("LABEL_") for name in config.label2id)
         with torch.device("meta"):
             model = CtsForSemanticSegmentation(config)
