@@ -12,16 +12,21 @@ import griffe
 
 NAMES = r"\*{0,2}\w+(?:, \*{0,2}\w+)*"
 TYPED_ENTRY = re.compile(rf"^( +)({NAMES}) \(([^\n:]*(?:\n[^\n:]*)?)\):(?=\s)", re.MULTILINE)
-NAME = re.compile(r"\[`(\w+)`\](?!\()")
+NAME = re.compile(r"\[`~?([\w.]+)`\](?![(\[])")
 
 
 class TransformersDocstrings(griffe.Extension):
     def on_package(self, *, pkg, **kwargs):
         documented = [item for item in _walk(pkg) if item.docstring]
-        paths = {item.name: item.path for item in documented if item.is_class or item.is_function}
+        # By name; methods with their class before it.
+        paths = {
+            item.path.removeprefix(f"{item.module.path}."): item.path
+            for item in documented
+            if item.is_class or item.is_function
+        }
 
         def link(match):
-            name = match[1]
+            name = match[1].removeprefix(f"{pkg.name}.")
             return f"[`{name}`][{paths[name]}]" if name in paths else f"`{name}`"
 
         for item in documented:
