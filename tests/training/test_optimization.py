@@ -69,5 +69,5 @@ def test_optimizers_leave_the_frozen_policy_alone_and_decay_matrices_only():
 
 
 def test_a_final_rate_above_the_first_is_refused():
-    with pytest.raises(ValueError, match=r"min_lr is 1, it must be between 0 and learning_rate, which is 0.1"):
+    with pytest.raises(ValueError, match=r"`min_lr` must be between 0 and learning_rate, which is 0.1.*, got 1"):
         OptimizationArguments(learning_rate=0.1, min_lr=1)

@@ -289,8 +289,8 @@ def test_recipes_hold_only_options_that_there_are(recipe):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0, it must be at least 1"),
-        ({"learning_rate": 0, "min_lr": 0}, "learning_rate is 0, it must be above 0"),
+        ({"batch_size": 0}, r"`batch_size` must be at least 1.*, got 0"),
+        ({"learning_rate": 0, "min_lr": 0}, r"`learning_rate` must be above 0.*, got 0"),
         ({"num_epochs": 0}, "num_epochs is 0 and max_steps 0: one must be above 0"),
     ],
 )
@@ -305,27 +305,33 @@ LONG = "9" * 400
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--max_steps", LONG], f"max_steps is {LONG}, it must be at least 0 and at most 1000000000"),
-        (["--seed", LONG], f"seed is {LONG}, it must be between 0 and 4294967295"),
+        (["--max_steps", LONG], rf"`max_steps` must be at least 0 and at most 1000000000.*, got {LONG}"),
+        (["--seed", LONG], rf"`seed` must be between 0 and 4294967295.*, got {LONG}"),
         (
             ["--ignore_index", f"-{LONG}"],
-            "ignore_index is .*, it must be a finite number of at most 1000000000 in magn",
+            r"`ignore_index` must be a finite number of at most 1000000000 in magn.*, got .*",
         ),
-        (["--num_epochs", "1e308"], r"num_epochs is 1e\+308, it must be between 0 and 1000000"),
-        (["--num_epochs", "nan"], "num_epochs is nan, it must be between 0 and 1000000"),
-        (["--learning_rate", "1e38"], r"learning_rate is 1e\+38, it must be a finite number of at most 1000 in magn"),
-        (["--policy_learning_rate", "1e38"], "policy_learning_rate is .* of at most 1000 in magn"),
-        (["--policy_epochs", "1e308"], "policy_epochs is .*, it must be between 0 and 1000000"),
-        (["--scale_range", "1e9", "1e9"], "scale_range is .*, it must be a finite number of at most 100 in magnitude"),
-        (["--crop_size", "1000000"], "crop_size is 1000000, it must be between 1 and 100000"),
-        (["--base_size", "512", LONG], "base_size is .*, it must be between 1 and 100000"),
-        (["--eval_window", LONG], "eval_window is .*, it must be between 1 and 100000"),
-        (["--num_hidden_layers", "1000000"], "num_hidden_layers is 1000000, it must be between 0 and 1000"),
-        (["--hidden_size", LONG], "hidden_size is .*, it must be between 1 and 100000"),
-        (["--policy_depth_coefficient", "1e9"], "policy_depth_coefficient is .*, it must be between 0 and 10"),
-        (["--policy_width_coefficient", "1e9"], "policy_width_coefficient is .*, it must be between 0 and 10"),
-        (["--cpu_threads", "100000"], "cpu_threads is 100000, it must be between 1 and 1024"),
-        (["--num_workers", "100000"], "num_workers is 100000, it must be between 0 and 1024"),
+        (["--num_epochs", "1e308"], r"`num_epochs` must be between 0 and 1000000.*, got 1e\+308"),
+        (["--num_epochs", "nan"], r"`num_epochs` must be between 0 and 1000000.*, got nan"),
+        (
+            ["--learning_rate", "1e38"],
+            r"`learning_rate` must be a finite number of at most 1000 in m.*, got 1e\+38",
+        ),
+        (["--policy_learning_rate", "1e38"], r"`policy_learning_rate` must be .* of at most 1000 in magn"),
+        (["--policy_epochs", "1e308"], r"`policy_epochs` must be between 0 and 1000000.*, got .*"),
+        (
+            ["--scale_range", "1e9", "1e9"],
+            r"`scale_range` must be a finite number of at most 100 in magnitude.*, got .*",
+        ),
+        (["--crop_size", "1000000"], r"`crop_size` must be between 1 and 100000.*, got 1000000"),
+        (["--base_size", "512", LONG], r"`base_size` must be between 1 and 100000.*, got .*"),
+        (["--eval_window", LONG], r"`eval_window` must be between 1 and 100000.*, got .*"),
+        (["--num_hidden_layers", "1000000"], r"`num_hidden_layers` must be between 0 and 1000.*, got 1000000"),
+        (["--hidden_size", LONG], r"`hidden_size` must be between 1 and 100000.*, got .*"),
+        (["--policy_depth_coefficient", "1e9"], r"`policy_depth_coefficient` must be between 0 and 10.*, got .*"),
+        (["--policy_width_coefficient", "1e9"], r"`policy_width_coefficient` must be between 0 and 10.*, got .*"),
+        (["--cpu_threads", "100000"], r"`cpu_threads` must be between 1 and 1024.*, got 100000"),
+        (["--num_workers", "100000"], r"`num_workers` must be between 0 and 1024.*, got 100000"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -337,7 +343,7 @@ def test_numbers_beyond_any_use_are_refused(argv, message):
 def test_no_trackers_are_an_empty_list(tmp_path):
     assert parse_recipe(SEGMENTER, ["--report_to", "none"])[-1] == OptimizationArguments()
     assert parse_recipe(SEGMENTER, [write(tmp_path / "recipe.yaml", "report_to: none")])[-1] == OptimizationArguments()
-    with pytest.raises(ValueError, match=r"report_to is \['none', 'wandb'\], it must be 'none' alone or without it"):
+    with pytest.raises(ValueError, match=r"`report_to` must be 'none' alone or without it.*, got \['none', 'wandb'\]"):
         parse_recipe(SEGMENTER, ["--report_to", "none", "wandb"])
 
 

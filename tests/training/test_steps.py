@@ -91,7 +91,7 @@ def test_the_number_of_steps():
 
 
 def test_batches_that_cannot_be_made_are_refused():
-    with pytest.raises(ValueError, match="batch_size is 4, it must be a multiple of 3 processes x 1"):
+    with pytest.raises(ValueError, match=r"`batch_size` must be a multiple of 3 processes x 1.*, got 4"):
         training_steps(num_processes=3)
     with pytest.raises(ValueError, match="There are 3 training images, fewer than batch_size=4"):
         training_steps(3)

@@ -129,7 +129,7 @@ def label_lookup(num_classes: int, ignore_index: int = IGNORE_INDEX, reduce_labe
         (256,) int16: class id, 255 (ignored) or -1 (not an id of this data set).
     """
     if not 1 <= num_classes <= MAX_CLASSES:
-        raise DataError(f"num_classes is {num_classes}, it must be 1 to {MAX_CLASSES}: label files are 8-bit.")
+        raise DataError(f"`num_classes` must be 1 to {MAX_CLASSES}, got {num_classes}: label files are 8-bit.")
     check_ignore_index(ignore_index)
     lookup = np.full(256, UNKNOWN_ID, dtype=np.int16)
     first = 1 if reduce_labels else 0

@@ -73,9 +73,9 @@ def build_scenes(num_images: int, image_size: int = 128, seed: int = 0) -> Datas
         ValueError: `num_images` below 1 or `image_size` below 32.
     """
     if num_images < 1:
-        raise ValueError(f"num_images is {num_images}, it must be at least 1.")
+        raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
     if image_size < MIN_IMAGE_SIZE:
-        raise ValueError(f"image_size is {image_size}, it must be at least {MIN_IMAGE_SIZE} for things to be visible.")
+        raise ValueError(f"`image_size` must be at least {MIN_IMAGE_SIZE} for things to be visible, got {image_size}.")
     columns = {"image": [], "label": [], "name": []}
     for index in range(num_images):
         image, label = draw_scene(np.random.default_rng([seed, index]), image_size)

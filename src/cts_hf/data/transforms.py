@@ -73,13 +73,13 @@ class TrainTransform:
         image_std: float | Sequence[float] = 0.5,
     ):
         if crop_size < 1:
-            raise ValueError(f"crop_size is {crop_size}, it must be at least 1 pixel.")
+            raise ValueError(f"`crop_size` must be at least 1 pixel, got {crop_size}.")
         if base_size is not None and min(base_size) < 1:
-            raise ValueError(f"base_size is {base_size}, both edges must be at least 1 pixel.")
+            raise ValueError(f"`base_size` must be two lengths of at least 1 pixel, got {base_size}.")
         if not 0 < scale_range[0] <= scale_range[1]:
-            raise ValueError(f"scale_range is {scale_range}, it must be (low, high) with 0 < low <= high.")
+            raise ValueError(f"`scale_range` must be (low, high) with 0 < low <= high, got {scale_range}.")
         if not 0 < max_class_share <= 1:
-            raise ValueError(f"max_class_share is {max_class_share}, it must be above 0 and at most 1 (any crop).")
+            raise ValueError(f"`max_class_share` must be above 0 and at most 1 (any crop), got {max_class_share}.")
         self.crop_size = crop_size
         self.base_size = (4 * crop_size, crop_size) if base_size is None else base_size
         self.scale_range = scale_range
@@ -94,7 +94,7 @@ class TrainTransform:
         crop = self._random_crop(label, rng)
         label = label.crop(crop)
         image = _resize_then_crop(image, size, crop)
-        pixels, labels = F.pil_to_tensor(image), torch.from_numpy(np.array(label, dtype=np.int64))
+        pixels, labels = F.pil_to_tensor(image), F.pil_to_tensor(label)[0].long()
         if rng.random() < 0.5:
             pixels, labels = F.horizontal_flip(pixels), F.horizontal_flip(labels)
         pixels = F.to_dtype(pixels, torch.float32, scale=True)
@@ -146,14 +146,14 @@ class SquashTransform:
         image_std: float | Sequence[float] = 0.5,
     ):
         if image_size < 1:
-            raise ValueError(f"image_size is {image_size}, it must be at least 1 pixel.")
+            raise ValueError(f"`image_size` must be at least 1 pixel, got {image_size}.")
         self.size = (image_size, image_size)
         self.image_mean = channel_values("image_mean", image_mean, num_channels=3)
         self.image_std = channel_values("image_std", image_std, num_channels=3)
 
     def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         pixels = F.pil_to_tensor(image.resize(self.size, Image.Resampling.BILINEAR))
-        labels = torch.from_numpy(np.array(label.resize(self.size, Image.Resampling.NEAREST), dtype=np.int64))
+        labels = F.pil_to_tensor(label.resize(self.size, Image.Resampling.NEAREST))[0].long()
         if rng.random() < 0.5:
             pixels, labels = F.horizontal_flip(pixels), F.horizontal_flip(labels)
         pixels = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), self.image_mean, self.image_std)

@@ -80,7 +80,7 @@ def refuse_outside(options: Any, **bounds: tuple[float, float]) -> None:
                     allowed = f"a finite number of at most {high} in magnitude"
                 elif high == _LARGEST:
                     allowed = f"at least {low} and at most {high}"
-                raise ValueError(f"{entry.name} is {value}, it must be {allowed}.")
+                raise ValueError(f"`{entry.name}` must be {allowed}, got {value}.")
 
 
 def _check_normalization(arguments: Any, *names: str) -> None:
@@ -114,7 +114,7 @@ class DataArguments(DatasetArguments):
         for name, count in (("base_size", 2), ("scale_range", 2)):
             value = getattr(self, name)
             if value is not None and len(value) != count:
-                raise ValueError(f"{name} is {value}, it must be {count} numbers.")
+                raise ValueError(f"`{name}` must be {count} numbers, got {value}.")
         refuse_outside(
             self,
             **dict.fromkeys(("crop_size", "base_size", "eval_window", "eval_stride"), _PIXELS),
@@ -217,17 +217,17 @@ class OptimizationArguments:
         )
         if "none" in self.report_to:
             if len(self.report_to) > 1:
-                raise ValueError(f"report_to is {self.report_to}, it must be 'none' alone or without it.")
+                raise ValueError(f"`report_to` must be 'none' alone or without it, got {self.report_to}.")
             self.report_to = []
         if self.hub_model_id is not None:
             validate_repo_id(self.hub_model_id)
         if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}, it must be above 0.")
+            raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
         if self.max_steps <= 0 and self.num_epochs <= 0:
             raise ValueError(f"num_epochs is {self.num_epochs} and max_steps {self.max_steps}: one must be above 0.")
         if not 0 <= self.min_lr <= self.learning_rate and self.lr_scheduler == "polynomial":
             raise ValueError(
-                f"min_lr is {self.min_lr}, it must be between 0 and learning_rate, which is {self.learning_rate}."
+                f"`min_lr` must be between 0 and learning_rate, which is {self.learning_rate}, got {self.min_lr}."
             )
 
 
@@ -364,7 +364,7 @@ class PolicySourceArguments:
     def __post_init__(self):
         refuse_outside(self, policy_epochs=_EPOCHS, policy_learning_rate=_LEARNING_RATE, policy_loss_weight=_FROM_0)
         if self.policy_learning_rate <= 0:
-            raise ValueError(f"policy_learning_rate is {self.policy_learning_rate}, it must be above 0.")
+            raise ValueError(f"`policy_learning_rate` must be above 0, got {self.policy_learning_rate}.")
         if self.policy and self.policy_epochs:
             raise ValueError(
                 f"policy ({self.policy!r}) is trained already and policy_epochs is {self.policy_epochs}: give one."

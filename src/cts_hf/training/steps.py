@@ -20,8 +20,8 @@ def micro_batch_size(args: OptimizationArguments, num_processes: int) -> int:
     parts = num_processes * args.gradient_accumulation_steps
     if args.batch_size % parts:
         raise ValueError(
-            f"batch_size is {args.batch_size}, it must be a multiple of {num_processes} processes x "
-            f"{args.gradient_accumulation_steps} gradient_accumulation_steps, so that each part has as many images."
+            f"`batch_size` must be a multiple of {num_processes} processes x {args.gradient_accumulation_steps} "
+            f"gradient_accumulation_steps, got {args.batch_size}: each part gets as many images."
         )
     return args.batch_size // parts
 
