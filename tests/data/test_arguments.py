@@ -38,9 +38,9 @@ def test_data_set_of_datasets(tmp_path):
 
 
 def test_where_the_data_lies_has_to_be_clear(tmp_path):
-    with pytest.raises(DataError, match="needs data_dir"):
+    with pytest.raises(DataError, match="needs `data_dir`"):
         load("--dataset", "ade20k")
-    with pytest.raises(DataError, match="not for 'scenes'"):
+    with pytest.raises(DataError, match="got it with 'scenes'"):
         load("--dataset", "scenes", "--data_dir", tmp_path)
 
 

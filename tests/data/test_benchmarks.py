@@ -166,9 +166,9 @@ def test_a_wrong_folder_is_told_the_layout(name, tmp_path):
 
 
 def test_a_benchmark_needs_its_folder(tmp_path):
-    with pytest.raises(DataError, match="'ade20k' needs data_dir"):
+    with pytest.raises(DataError, match="'ade20k' needs `data_dir`"):
         load_segmentation_data("ade20k")
-    with pytest.raises(DataError, match="data_dir is for ade20k"):
+    with pytest.raises(DataError, match="`data_dir` must be given only for ade20k"):
         load_segmentation_data("scenes", tmp_path)
 
 

@@ -165,6 +165,14 @@ def test_what_is_no_normalization_is_refused_by_name(config_class, options, mess
         ({"intermediate_size": 0}, r"intermediate_size.*0"),
         ({"decoder_num_attention_heads": 0}, r"decoder_num_attention_heads.*0"),
         ({"decoder_num_hidden_layers": -1}, r"decoder_num_hidden_layers.*-1"),
+        ({"auxiliary_loss_weight": float("nan")}, "auxiliary_loss_weight. must be a finite number from 0 on, got nan"),
+        ({"decoder_type": "setr_pup", "decoder_num_upsampling_layers": 0}, r"decoder_num_upsampling_layers.*got 0"),
+        ({"decoder_type": "setr_pup", "auxiliary_num_upsampling_layers": 0}, r"auxiliary_num_upsampling.*got 0"),
+        ({"decoder_type": "setr_mla", "decoder_hidden_size": 9}, r"decoder_hidden_size. must be an even.* got 9"),
+        ({"decoder_type": "setr_mla", "decoder_layer_indices": [3, 5]}, r"end with the last, 11, got \[3, 5\]"),
+        ({"decoder_type": "setr_mla", "decoder_layer_indices": [5, 3, 11]}, r"in their order, .* got \[5, 3, 11\]"),
+        ({"decoder_type": "setr_mla", "decoder_layer_indices": [-1, 11]}, r"from 0 on, .* got \[-1, 11\]"),
+        ({"decoder_type": "setr_mla", "decoder_layer_indices": []}, r"decoder_layer_indices. must be .* got \[\]"),
     ],
 )
 def test_refusals_name_the_value(options, message):
@@ -197,3 +205,26 @@ def test_a_linear_decoder_has_no_heads_that_could_not_fit():
 
 def test_an_epsilon_that_is_a_whole_number_serves_the_decoder_too():
     assert CtsConfig(layer_norm_eps=1).decoder_layer_norm_eps == 1
+
+
+@pytest.mark.parametrize(
+    ("decoder_type", "num_hidden_layers", "expected"),
+    [
+        ("setr_naive", 24, [9, 14, 19, 23]),
+        ("setr_pup", 12, [4, 7, 9, 11]),
+        ("setr_mla", 24, [5, 11, 17, 23]),
+        ("setr_mla", 12, [2, 5, 8, 11]),
+        ("setr_mla", 1, [0, 0, 0, 0]),
+    ],
+)
+def test_setr_sees_layers_in_proportion(decoder_type, num_hidden_layers, expected):
+    config = CtsConfig(decoder_type=decoder_type, num_hidden_layers=num_hidden_layers)
+    assert config.decoder_layer_indices == expected
+
+
+def test_options_of_setr_are_saved_with_its_decoders_alone(tmp_path):
+    CtsConfig(decoder_type="setr_pup", decoder_hidden_size=64, auxiliary_loss_weight=0.1).save_pretrained(tmp_path)
+    loaded = CtsConfig.from_pretrained(tmp_path)
+    assert (loaded.decoder_hidden_size, loaded.auxiliary_loss_weight) == (64, 0.1)
+    assert (loaded.decoder_num_upsampling_layers, loaded.decoder_layer_indices) == (4, [4, 7, 9, 11])
+    assert not [name for name in CtsConfig(decoder_type="linear").to_dict() if "auxiliary" in name]

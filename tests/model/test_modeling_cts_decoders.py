@@ -37,6 +37,7 @@ def labels_of(images, num_labels=5):
 
 def test_every_decoder_has_a_name_in_the_configuration():
     assert tuple(DECODERS) == DECODER_TYPES
+    assert set(LOGITS_PER_PATCH) == set(DECODER_TYPES), "each decoder says how many logits a patch has"
     assert all(issubclass(decoder, CtsDecoder) for decoder in DECODERS.values())
 
 

@@ -74,12 +74,13 @@ def load_segmentation_data(
         raise DataError("`name_or_path` must be the name or the folder of a data set, got '': give one.")
     if name in BENCHMARKS:
         if data_dir is None:
-            raise DataError(f"{name!r} needs data_dir, the folder that its official download was unpacked in.")
+            raise DataError(f"{name!r} needs `data_dir`: give the folder that holds it.")
         _refuse_missing(data_dir)
         return _call(BENCHMARKS[name], options, data_dir)
     if data_dir is not None:
         raise DataError(
-            f"data_dir is for {', '.join(BENCHMARKS)}, not for {name!r}: give the folder itself as name_or_path."
+            f"`data_dir` must be given only for {', '.join(BENCHMARKS)}, got it with {name!r}: correct the name or, "
+            "for a folder of your own, give that as name_or_path."
         )
     if name == "scenes":
         return _call(load_scenes, options)

@@ -5,7 +5,7 @@
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from . import IGNORE_INDEX, DataError, SegmentationData, load_segmentation_data
+from . import BENCHMARKS, IGNORE_INDEX, DataError, SegmentationData, load_segmentation_data
 
 
 @dataclass
@@ -15,8 +15,8 @@ class DatasetArguments:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "'scenes' (built in, the default), 'ade20k', 'cityscapes' or 'pascal_context' (with --data_dir), "
-            "or a Hub id."
+            "help": "'scenes' (built in, the default), "
+            f"{', '.join(map(repr, BENCHMARKS))} (with --data_dir), or a Hub id."
         },
     )
     data_dir: str | None = field(

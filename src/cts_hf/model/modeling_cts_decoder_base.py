@@ -47,7 +47,7 @@ class CtsDecoder(nn.Module):
         Args:
             hidden_states (sequence of `torch.Tensor`): The outputs of the layers in `layer_indices`, and last the
                 encoder's. Each is `(batch_size, num_tokens, hidden_size)`, or `(batch_size, hidden_size, rows,
-                columns)` of patches if `takes_maps`.
+                columns)` of patches if `takes_maps`; in the dtype of the encoder, which need not be the decoder's.
             mask (`torch.BoolTensor`, *optional*): Of a batch of images of different sizes, `False` at filling: of
                 tokens, `(batch_size, num_tokens)`, or of superpatches, `(batch_size, superpatch_rows,
                 superpatch_columns)`, if `takes_maps`.
