@@ -41,6 +41,20 @@ def test_every_decoder_has_a_name_in_the_configuration():
     assert all(issubclass(decoder, CtsDecoder) for decoder in DECODERS.values())
 
 
+def test_another_decoder_keeps_its_options_when_it_is_saved(monkeypatch, tmp_path):
+    monkeypatch.setattr("cts_hf.model.configuration_cts.DECODER_TYPES", (*DECODER_TYPES, "another"))
+    tiny_config(decoder_type="another", decoder_hidden_size=8).save_pretrained(tmp_path)
+    assert CtsConfig.from_pretrained(tmp_path).decoder_hidden_size == 8
+
+
+@pytest.mark.parametrize("decoder_type", ["linear", "setr_naive"])
+def test_a_decoder_that_returns_no_tuple_is_refused(decoder_type):
+    model = tiny_model(decoder_type=decoder_type, decoder_hidden_size=8)
+    model.decode_head.forward = lambda hidden_states, *args, **kwargs: hidden_states[-1]
+    with pytest.raises(TypeError, match="must return a tuple of logits"):
+        model(random_images())
+
+
 @pytest.mark.parametrize("takes_maps", [False, True])
 @torch.no_grad()
 def test_a_decoder_gets_what_it_declares(takes_maps, monkeypatch):

@@ -265,9 +265,9 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The options by name, without those of SETR's decoders if this is none."""
+        """The options by name, without those of convolutional decoders for the ones that have none of them."""
         options = super().to_dict()
-        if self.decoder_type not in _SETR_LAYERS:
+        if self.decoder_type in ("mask_transformer", "linear"):
             for name in _SETR_OPTIONS:
                 options.pop(name, None)
         return options

@@ -307,12 +307,18 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
             for states in (*(outputs.layer_outputs or ()), outputs.last_hidden_state)
         ]
         with_auxiliary = labels is not None
+        mask = layout.token_mask
         if decode_head.takes_maps:
-            maps = [_unshare_to_map(states, layout, grid).contiguous() for states in hidden_states]
-            all_logits = decode_head(maps, grid.mask(2), with_auxiliary, **kwargs)
-        else:
-            token_logits = decode_head(hidden_states, layout.token_mask, with_auxiliary, **kwargs)
-            all_logits = [_unshare_to_map(logits, layout, grid) for logits in token_logits]
+            hidden_states = [_unshare_to_map(states, layout, grid).contiguous() for states in hidden_states]
+            mask = grid.mask(2)
+        all_logits = decode_head(hidden_states, mask, with_auxiliary, **kwargs)
+        if not isinstance(all_logits, list | tuple):
+            raise TypeError(
+                f"`{type(decode_head).__name__}.forward` must return a tuple of logits, got a {type(all_logits)}: "
+                "return `(logits,)`."
+            )
+        if not decode_head.takes_maps:
+            all_logits = [_unshare_to_map(logits, layout, grid) for logits in all_logits]
         parts = _parts(all_logits[0], grid)
         all_logits = [_crop(logits, grid) for logits in all_logits]
 
