@@ -15,8 +15,9 @@ from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.token_sharing import check_token_reduction
 from .cost import multiply_adds, num_tokens
-from .evaluator import Sharing, check_strategy, evaluate_sharings
+from .evaluator import evaluate_sharings
 from .inference import InferenceOptions, resized_images
+from .sharing import Sharing, check_strategy
 from .tables import format_table
 
 
