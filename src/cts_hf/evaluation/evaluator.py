@@ -21,11 +21,11 @@ from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.image_processing_maps_cts import resize_labels
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_targets import pad_labels, superpatch_targets
-from .inference import InferenceOptions, check_input_sizes, resized_images
 from .mean_iou import MeanIoU
 from .metrics import PolicyMetrics
 from .segmentation import PreparedImage, Segmentation, Windows, of_process, segment_batches
 from .sharing import Sharing, checked_sharing, sharing_scores
+from .windows import InferenceOptions, check_input_sizes, resized_images
 
 
 if TYPE_CHECKING:
