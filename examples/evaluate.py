@@ -29,9 +29,9 @@ from transformers import HfArgumentParser
 from cts_hf.data import DataError
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.evaluation.command_line import new_accelerator, print_text
-from cts_hf.evaluation.evaluator import STRATEGIES
-from cts_hf.evaluation.inference import InferenceOptions
+from cts_hf.evaluation.sharing import STRATEGIES
 from cts_hf.evaluation.sweep import budget_sweep, format_sweep, plot_sweep, to_json
+from cts_hf.evaluation.windows import InferenceOptions
 from cts_hf.hub.loading import load_config, load_processor, load_segmenter
 from cts_hf.hub.output_folder import OutputFolder
 from cts_hf.model.token_sharing import check_token_reduction

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from transformers import HfArgumentParser
 
 from cts_hf.evaluation.command_line import new_accelerator, print_text
-from cts_hf.evaluation.inference import InferenceOptions
 from cts_hf.evaluation.prediction import PredictionReport, find_images, predict_files
 from cts_hf.evaluation.prediction_results import OUTPUTS
+from cts_hf.evaluation.windows import InferenceOptions
 from cts_hf.hub.loading import load_processor, load_segmenter
 from cts_hf.hub.output_folder import OutputFolder
 from cts_hf.model.token_sharing import check_token_reduction

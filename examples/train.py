@@ -23,7 +23,7 @@ from PIL import Image
 
 from cts_hf import CtsForSemanticSegmentation
 from cts_hf.data import SegmentationData
-from cts_hf.evaluation.evaluator import Sharing
+from cts_hf.evaluation.sharing import Sharing
 from cts_hf.evaluation.tables import format_table
 from cts_hf.evaluation.visualization import prediction_panel
 from cts_hf.hub.output_folder import OutputFolder

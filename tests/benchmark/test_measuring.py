@@ -145,13 +145,14 @@ def test_a_report_that_cannot_be_printed_is_saved_and_one_that_cannot_be_saved_p
     assert len(json.loads((tmp_path / "r.json").read_text())["rows"]) == 1
     assert (tmp_path / "r.png").exists()
 
-    def fail(*_, **__):
+    def fail_midway(path, *_, **__):
+        path.write_bytes(b"{")
         raise OSError("no space left on device")
 
-    (tmp_path / "r.json").unlink()
-    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(Path, "write_text", fail_midway)
     with pytest.raises(OSError, match="no space left"):
-        main(command)
+        main([*command, "--overwrite"])
+    assert len(json.loads((tmp_path / "r.json").read_text())["rows"]) == 1  # of the run before
     assert "64x64, 30.00 % fewer tokens, batch 1: ratio" in capsys.readouterr().out
 
 

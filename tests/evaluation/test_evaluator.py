@@ -9,10 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cts_hf import superpatch_targets
 from cts_hf.data import load_folder
-from cts_hf.evaluation.evaluator import STRATEGIES, Sharing, evaluate_segmentation, evaluate_sharings
-from cts_hf.evaluation.inference import InferenceOptions, View, segment, with_flips
+from cts_hf.evaluation.evaluator import evaluate_segmentation, evaluate_sharings
 from cts_hf.evaluation.mean_iou import MeanIoU
+from cts_hf.evaluation.sharing import STRATEGIES, Sharing
 from cts_hf.evaluation.sweep import to_json
+from cts_hf.evaluation.windows import InferenceOptions, View, segment, with_flips
 
 from ..helpers.models import tiny_model
 from ..helpers.scenes import NUM_SCENES, processor, scene_model, scenes

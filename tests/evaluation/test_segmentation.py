@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cts_hf.evaluation.inference import Box, InferenceOptions, View, segment, window_boxes, with_flips
 from cts_hf.evaluation.metrics import policy_scores
 from cts_hf.evaluation.segmentation import PreparedImage, of_process, segment_batches
+from cts_hf.evaluation.windows import Box, InferenceOptions, View, segment, window_boxes, with_flips
 
 from ..helpers.models import random_images, tiny_model
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from cts_hf import num_shared_superpatches
-from cts_hf.evaluation.evaluator import STRATEGIES
-from cts_hf.evaluation.inference import InferenceOptions
+from cts_hf.evaluation.sharing import STRATEGIES
 from cts_hf.evaluation.sweep import budget_sweep, format_sweep, plot_sweep, to_json
+from cts_hf.evaluation.windows import InferenceOptions
 
 from ..helpers.figures import saved_figures
 from ..helpers.scenes import processor, scene_model, scenes

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from cts_hf import CtsImageProcessor
-from cts_hf.evaluation.inference import InferenceOptions
 from cts_hf.evaluation.prediction import find_images, predict_files
 from cts_hf.evaluation.prediction_results import read_stamp
+from cts_hf.evaluation.windows import InferenceOptions
 from cts_hf.hub.output_folder import OutputFolder
 
 from ..helpers.models import tiny_model

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from cts_hf.evaluation.evaluator import Sharing
+from cts_hf.evaluation.sharing import Sharing
 from cts_hf.training import PolicyTask, build_processor
 from cts_hf.training.arguments import DataArguments
 

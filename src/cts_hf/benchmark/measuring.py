@@ -29,7 +29,7 @@ from ..model.image_processing_maps_cts import upsampled_argmax
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_grid import PatchGrid
 from ..model.token_sharing import check_token_reduction
-from .report import format_report, plot_report
+from .report import format_report, plot_report, prepare_file, written_whole
 from .timing import Stopwatch, marked_parts, peak_memory
 
 
@@ -326,43 +326,22 @@ def main(command_line: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(command_line)
     for name in ("json", "plot"):
         if getattr(arguments, name) is not None:
-            _prepare_file(name, Path(getattr(arguments, name)), arguments.overwrite)
+            prepare_file(name, Path(getattr(arguments, name)), arguments.overwrite)
     report = run_benchmark(arguments)
     # A full disk does not keep results from being printed, nor a closed pipe from being saved.
     try:
         if arguments.json is not None:
-            Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            with written_whole(Path(arguments.json)) as unfinished:
+                unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         if arguments.plot is not None:
-            plot_report(report, arguments.plot)
+            with written_whole(Path(arguments.plot)) as unfinished:
+                plot_report(report, unfinished)
     finally:
         print_text(format_report(report))
 
 
 def _same_file(first: str, second: str) -> bool:
     return os.path.realpath(first) == os.path.realpath(second)
-
-
-def _prepare_file(name: str, path: Path, overwrite: bool) -> None:
-    """
-    Makes the folder of a file that will be written, and refuses one that cannot be written or would be replaced
-    unasked, before all that takes time. Pipes and devices replace nothing.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
-        if path.is_file() and not overwrite:
-            raise ValueError(
-                f"`{name}` must be the path of a new file, got {path}, which exists: choose another, or replace it "
-                "with --overwrite."
-            )
-        if not path.is_fifo():  # whose reader would take this for the end
-            path.open("ab").close()
-        if is_new:
-            Path(os.path.realpath(path)).unlink()  # what a link leads to, not the link
-    except OSError as error:
-        raise ValueError(
-            f"`{name}` must be the path of a file that can be written, got {path} ({error.strerror}): choose another."
-        ) from error
 
 
 __all__ = ["PRESETS", "BenchmarkArguments", "build_model", "main", "measure", "run_benchmark"]

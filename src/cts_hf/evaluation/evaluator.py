@@ -20,32 +20,16 @@ from ..data import IGNORE_INDEX
 from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.image_processing_maps_cts import resize_labels
 from ..model.modeling_cts import CtsForSemanticSegmentation
-from ..model.modeling_cts_targets import IGNORED_TARGET, pad_labels, superpatch_targets
-from ..model.token_sharing import check_token_reduction
-from .inference import InferenceOptions, check_input_sizes, resized_images
+from ..model.modeling_cts_targets import pad_labels, superpatch_targets
 from .mean_iou import MeanIoU
 from .metrics import PolicyMetrics
 from .segmentation import PreparedImage, Segmentation, Windows, of_process, segment_batches
+from .sharing import Sharing, checked_sharing, sharing_scores
+from .windows import InferenceOptions, check_input_sizes, resized_images
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-STRATEGIES = ("none", "learned", "random", "oracle")
-
-
-class Sharing(NamedTuple):
-    """
-    Which superpatches share a token.
-
-    Attributes:
-        strategy: "none", "learned" (by the model's policy), "random" or "oracle" (by ground truth: those of one class
-            first).
-        token_reduction: fraction of the tokens that is removed, 0 to 0.75; 0 is "none", whatever the strategy.
-    """
-
-    strategy: str
-    token_reduction: float
 
 
 class Row(NamedTuple):
@@ -211,36 +195,12 @@ def total_images(num_images: int, device: torch.device, accelerator: "Accelerato
     return int(total)
 
 
-def check_strategy(strategy: str) -> None:
-    """
-    Refuses what is no sharing strategy.
-
-    Raises:
-        ValueError: it is none of `STRATEGIES`.
-    """
-    if strategy not in STRATEGIES:
-        raise ValueError(f"`sharing` must be one of {', '.join(STRATEGIES)}, got {strategy!r}: choose one.")
-
-
 class _Evaluation:
     """The metrics of one sharing strategy at one budget."""
 
     def __init__(self, model: CtsForSemanticSegmentation, sharing: Sharing, options: InferenceOptions, seed: int):
-        check_strategy(sharing.strategy)
-        check_token_reduction(sharing.token_reduction)
-        if sharing.token_reduction == 0:
-            sharing = sharing._replace(strategy="none")
-        elif sharing.strategy == "none":
-            raise ValueError(
-                f"`token_reduction` must be 0 where `sharing` is 'none', got {sharing.token_reduction}: leave it out, "
-                "or choose another sharing."
-            )
-        elif sharing.strategy == "learned" and model.cts.policy is None:
-            raise ValueError(
-                "`sharing` must be 'none', 'random' or 'oracle' for a model without policy (use_policy=False), got "
-                "'learned': choose one of these."
-            )
-        self.model, self.sharing, self.options, self.seed = model, sharing, options, seed
+        self.sharing = checked_sharing(sharing, has_policy=model.cts.policy is not None)
+        self.model, self.options, self.seed = model, options, seed
         self.superpatch_size = model.config.superpatch_size
         self.mean_iou = MeanIoU(model.config.num_labels, IGNORE_INDEX, model.device)
         self.policy_metrics = PolicyMetrics(model.device)
@@ -284,16 +244,7 @@ class _Evaluation:
                     self.policy_metrics.update(done.scores, targets, done.shared_superpatches)
 
     def _scores(self, generators: dict[int, np.random.Generator], row: Row, windows: Windows) -> Tensor:
-        """Scores (B, Hs, Ws), random or by ground truth."""
-        targets = self._targets(row, windows)
-        # Uniform in [-0.5, 0.5).
-        noise = generators[row.index].random(targets.shape, dtype=np.float32) - 0.5
-        scores = torch.from_numpy(noise).to(targets.device)
-        if self.sharing.strategy == "oracle":
-            # One class first, several last, ignored ones between. Equals come in random order: the order of the grid
-            # would favor the top of the image.
-            scores = scores + torch.where(targets == IGNORED_TARGET, 0, 2 * targets - 1)
-        return scores
+        return sharing_scores(self.sharing.strategy, self._targets(row, windows), generators[row.index])
 
     def _targets(self, row: Row, windows: Windows) -> Tensor:
         """Superpatch targets (B, Hs, Ws) of windows."""
@@ -335,10 +286,7 @@ def _unwrapped(model: CtsForSemanticSegmentation, accelerator: "Accelerator | No
 
 
 __all__ = [
-    "STRATEGIES",
     "Row",
-    "Sharing",
-    "check_strategy",
     "evaluate_segmentation",
     "evaluate_sharings",
     "prepared_batches",

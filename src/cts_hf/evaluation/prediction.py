@@ -23,10 +23,10 @@ from ..model.configuration_cts import CtsConfig
 from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.token_sharing import check_token_reduction
-from .inference import InferenceOptions, check_input_sizes, resized_images
 from .prediction_results import OUTPUTS, Results, file_digest, read_stamp, settings_digest
 from .segmentation import PreparedImage, of_process, segment_batches
 from .visualization import default_palette, draw_sharing_grid, overlay
+from .windows import InferenceOptions, check_input_sizes, resized_images
 
 
 if TYPE_CHECKING:

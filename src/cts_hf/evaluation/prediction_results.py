@@ -24,7 +24,7 @@ from ..data.pictures import UNREADABLE, printable
 from ..hub.output_folder import LOCK, UNFINISHED, list_names
 from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.modeling_cts import CtsForSemanticSegmentation
-from .inference import InferenceOptions
+from .windows import InferenceOptions
 
 
 # Each is a folder of the output, with pictures of this type.

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..model.image_processing_maps_cts import upsampled_argmax
 from ..model.modeling_cts import CtsForSemanticSegmentation, CtsSemanticSegmenterOutput
-from .inference import Box, InferenceOptions, View, same_size_groups, segment, windowed_size, with_flips
 from .metrics import policy_scores
+from .windows import Box, InferenceOptions, View, same_size_groups, segment, windowed_size, with_flips
 
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.token_sharing import check_token_reduction
 from .cost import multiply_adds, num_tokens
-from .evaluator import Sharing, check_strategy, evaluate_sharings
-from .inference import InferenceOptions, resized_images
+from .evaluator import evaluate_sharings
+from .sharing import Sharing, check_strategy
 from .tables import format_table
+from .windows import InferenceOptions, resized_images
 
 
 # Title, key in the results, factor and decimals of the table's columns.

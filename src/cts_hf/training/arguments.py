@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..data import SegmentationData, StreamingSamples, TrainingSamples, TrainTransform
 from ..data.arguments import DatasetArguments
 from ..data.transforms import Transform
-from ..evaluation.inference import InferenceOptions
+from ..evaluation.windows import InferenceOptions
 from ..model.configuration_cts import DECODER_TYPES, CtsConfig, CtsPolicyConfig
 from ..model.configuration_cts_checks import channel_values
 

@@ -14,9 +14,10 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from ..data import IGNORE_INDEX
-from ..evaluation.evaluator import Sharing, evaluate_segmentation, evaluate_sharings, prepared_batches, total_images
-from ..evaluation.inference import InferenceOptions
+from ..evaluation.evaluator import evaluate_segmentation, evaluate_sharings, prepared_batches, total_images
 from ..evaluation.metrics import PolicyMetrics, policy_scores
+from ..evaluation.sharing import Sharing
+from ..evaluation.windows import InferenceOptions
 from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.image_processing_maps_cts import resize_labels
 from ..model.modeling_cts import CtsForSemanticSegmentation

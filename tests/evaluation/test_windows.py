@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from cts_hf import CtsImageProcessor
 from cts_hf.conversion import convert_segmenter
-from cts_hf.evaluation.inference import (
+from cts_hf.evaluation.windows import (
     InferenceOptions,
     View,
     check_input_sizes,

@@ -1,8 +1,9 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Segmentation of whole images: sliding windows, several scales and flips. The rules are those of Segmenter (Strudel et
-al., ICCV 2021; https://github.com/rstrudel/segmenter), so that published numbers can be compared.
+The windows, scales and flips that a segmentation is averaged over, and the options that say which. The rules are those
+of Segmenter (Strudel et al., ICCV 2021; https://github.com/rstrudel/segmenter), so that published numbers can be
+compared.
 """
 
 import math
