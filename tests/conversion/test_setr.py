@@ -6,12 +6,13 @@ import torch
 
 from cts_hf.conversion import convert_mmsegmentation, to_original
 from cts_hf.conversion.checkpoints import convert_checkpoint
+from cts_hf.hub.normalization import IMAGENET
 
 from ..helpers.mmsegmentation import build_setr, logits_of_setr
 from ..helpers.models import random_images
 
 
-DECODERS = ["naive", "pup", "mla"]
+DECODERS = ["naive", "pup"]
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -22,7 +23,8 @@ def test_outputs_are_those_of_mmsegmentation(decoder, tmp_path):
     torch.save({"meta": meta, "state_dict": reference.state_dict()}, tmp_path / "setr.pth")
     model, _ = convert_checkpoint(tmp_path / "setr.pth", num_attention_heads=2)
     assert model.config.decoder_type == f"setr_{decoder}"
-    assert model.config.decoder_layer_indices == ([1, 3, 5, 7] if decoder == "mla" else [3, 4, 6, 7])
+    assert model.config.decoder_layer_indices == [3, 4, 6, 7]
+    assert (model.config.image_mean, model.config.image_std) == IMAGENET
     assert model.config.id2label[4] == "car"
 
     seen = []
@@ -55,6 +57,11 @@ def test_missing_and_left_over_weights_are_listed(decoder):
     weights = {**build_setr(decoder).state_dict(), "backbone.ln1.extra": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"1 unexpected: .*extra"):
         convert_mmsegmentation(weights, num_attention_heads=2)
+
+
+def test_an_encoder_without_class_token_is_refused():
+    with pytest.raises(ValueError, match="got those of SETR-MLA"):
+        convert_mmsegmentation(build_setr("mla").state_dict(), num_attention_heads=2)
 
 
 def test_what_the_original_does_not_have_is_not_saved_for_it():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ..hub.normalization import Normalization
+from ..hub.normalization import IMAGENET, Normalization
 from ..model.configuration_cts import CtsPolicyConfig
 from ..model.modeling_cts import CtsForSemanticSegmentation, CtsModel
 from ..model.modeling_cts_policy import CtsPolicyModel
@@ -90,9 +90,9 @@ def convert_mmsegmentation(
     """
     Makes a model of the weights of mmsegmentation's Segmenter: `VisionTransformer` with `final_norm`, and
     `SegmenterMaskTransformerHead` or the `FCNHead` without convolutions that its linear models have; or of its SETR:
-    `VisionTransformer` with `SETRUPHead`, or with `MLANeck` and `SETRMLAHead`. Its Segmenter interpolates position
-    embeddings bicubically where the image has another size than the trained one, its SETR and this package bilinearly;
-    at the trained size the outputs are equal.
+    `VisionTransformer` with `SETRUPHead`, normalized as ImageNet unless `options` say otherwise. Its Segmenter
+    interpolates position embeddings bicubically where the image has another size than the trained one, its SETR and
+    this package bilinearly; at the trained size the outputs are equal.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`):
@@ -111,6 +111,12 @@ def convert_mmsegmentation(
     if not is_setr(state_dict):
         return convert_segmenter(rename_mmsegmentation(state_dict), image_size=image_size, **options)
     shapes = {**encoder_shapes(rename_mmsegmentation(state_dict), image_size), **setr_shapes(state_dict)}
+    if shapes["decoder_type"] == "setr_mla":
+        raise ValueError(
+            "The weights must be of SETR-Naive or SETR-PUP, got those of SETR-MLA: mmsegmentation runs its encoder "
+            "without class token, which this one always has. Train `decoder_type='setr_mla'` here instead."
+        )
+    options = {**IMAGENET._asdict(), **options}  # what mmsegmentation's data sets are normalized with by default
     return build_model(rename_setr(state_dict), shapes, setr_names(shapes["decoder_type"]), options)
 
 
