@@ -6,10 +6,11 @@ import torch
 
 from cts_hf.conversion import convert_mmsegmentation, to_original
 from cts_hf.conversion.checkpoints import convert_checkpoint
+from cts_hf.conversion.weight_names import rename
 from cts_hf.hub.normalization import IMAGENET
 
-from ..helpers.mmsegmentation import build_setr, logits_of_setr
-from ..helpers.models import random_images
+from ..helpers.mmsegmentation import AGGREGATION_NAMES, build_setr, logits_of_setr, normalize_map
+from ..helpers.models import random_images, tiny_model
 
 
 DECODERS = ["naive", "pup"]
@@ -57,6 +58,20 @@ def test_missing_and_left_over_weights_are_listed(decoder):
     weights = {**build_setr(decoder).state_dict(), "backbone.ln1.extra": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"1 unexpected: .*extra"):
         convert_mmsegmentation(weights, num_attention_heads=2)
+
+
+@torch.no_grad()
+def test_the_head_of_multi_level_aggregation_is_that_of_mmsegmentation():
+    reference, images = build_setr("mla"), random_images()
+    head = tiny_model(decoder_type="setr_mla", num_hidden_layers=8, decoder_hidden_size=8).decode_head
+    weights = reference.state_dict()
+    head.load_state_dict({name: weights[rename(name, AGGREGATION_NAMES)] for name in head.state_dict()})
+    *earlier, last = reference.backbone(images)
+    logits, *auxiliary = head([*earlier, normalize_map(reference.neck.norm[-1], last)], with_auxiliary=True)
+    expected, expected_auxiliary = logits_of_setr(reference, images)
+    assert len(auxiliary) == len(expected_auxiliary) == 4
+    for ours, theirs in zip((logits, *auxiliary), (expected, *expected_auxiliary), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 def test_an_encoder_without_class_token_is_refused():

@@ -183,6 +183,18 @@ def build_setr(decoder, image_size=64, patch_size=16, width=32, num_heads=2, num
     return model
 
 
+# Our names in the decoder of SETR-MLA to the ones here.
+AGGREGATION_NAMES = (
+    (r"^layernorms\.", "neck.norm."),
+    (r"^projections\.", "neck.mla.channel_proj."),
+    (r"^aggregations\.", "neck.mla.feat_extract."),
+    (r"^layers\.", "decode_head.up_convs."),
+    (r"^classifier\.", "decode_head.conv_seg."),
+    (r"^auxiliary_heads\.(\d+)\.", r"auxiliary_head.\1.conv_seg."),
+    (r"\.batch_norm\.", ".bn."),
+)
+
+
 def logits_of_setr(model, images):
     """Logits of the head, and of each auxiliary head."""
     features = model.backbone(images)

@@ -70,7 +70,8 @@ def convert_checkpoint(
         options:
             As for [`convert_segmenter`]; they win over `variant.yml`. Where neither says what images are normalized
             with, Segmenter's weights with a distillation token are taken for DeiT's (ImageNet's mean and standard
-            deviation), and without one for those of a ViT (0.5), which is then logged. mmsegmentation's have 0.5.
+            deviation), and without one for those of a ViT (0.5), which is then logged. mmsegmentation's Segmenter has
+            0.5, and its SETR ImageNet's.
 
     Returns:
         [`CtsForSemanticSegmentation`] in float32 and evaluation mode, and its [`CtsImageProcessor`], which normalizes

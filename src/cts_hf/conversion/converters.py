@@ -19,7 +19,7 @@ from ..model.modeling_cts import CtsForSemanticSegmentation, CtsModel
 from ..model.modeling_cts_policy import CtsPolicyModel
 from .building import build_model, decoder_shapes, encoder_shapes
 from .normalization import choose_normalization
-from .setr import is_setr, rename_setr, setr_names, setr_shapes
+from .setr import is_setr, rename_setr, setr_name, setr_shapes
 from .weight_files import read_weights
 from .weight_names import (
     backbone_output_stride,
@@ -110,14 +110,10 @@ def convert_mmsegmentation(
     options = {"layer_norm_eps": 1e-6, "decoder_layer_norm_eps": 1e-5, **options}
     if not is_setr(state_dict):
         return convert_segmenter(rename_mmsegmentation(state_dict), image_size=image_size, **options)
-    shapes = {**encoder_shapes(rename_mmsegmentation(state_dict), image_size), **setr_shapes(state_dict)}
-    if shapes["decoder_type"] == "setr_mla":
-        raise ValueError(
-            "The weights must be of SETR-Naive or SETR-PUP, got those of SETR-MLA: mmsegmentation runs its encoder "
-            "without class token, which this one always has. Train `decoder_type='setr_mla'` here instead."
-        )
+    decoder_options, renamed = setr_shapes(state_dict), rename_setr(state_dict)
+    shapes = {**encoder_shapes(renamed, image_size), **decoder_options}
     options = {**IMAGENET._asdict(), **options}  # what mmsegmentation's data sets are normalized with by default
-    return build_model(rename_setr(state_dict), shapes, setr_names(shapes["decoder_type"]), options)
+    return build_model(renamed, shapes, setr_name, options)
 
 
 def to_original(model: CtsForSemanticSegmentation) -> dict[str, torch.Tensor]:
