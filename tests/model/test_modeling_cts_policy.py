@@ -13,7 +13,7 @@ import torch
 import cts_hf
 from cts_hf import CtsForSemanticSegmentation, CtsPolicyConfig, CtsPolicyModel, superpatch_targets
 from cts_hf.conversion import convert_policy
-from cts_hf.model.modeling_cts_policy import halve
+from cts_hf.model.modeling_cts_grid import halve
 
 from ..helpers.models import TINY_BACKBONE, random_images, tiny_model, tiny_policy
 

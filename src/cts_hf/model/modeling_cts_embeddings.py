@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .configuration_cts import CtsConfig
-from .modeling_cts_policy import halve
+from .modeling_cts_grid import halve
 from .token_sharing import TokenLayout, is_identity, share
 
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The grid of an image: its patches, the superpatches of every level, and what of it is padding."""
+"""The grid of an image: its patches, the superpatches of every level, what of it is padding, and maps on it."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -138,6 +138,41 @@ class PatchGrid:
         return num_cells(side, largest * self.patch_size) * (largest // level)
 
 
+def blank_padding(hidden_states: torch.Tensor, superpatch_mask: torch.Tensor | None) -> torch.Tensor:
+    """
+    Zeros features, `(batch_size, channels, height, width)`, of superpatches that are padding, `False` in a mask of
+    shape `(batch_size, rows, columns)`. A convolution then sees beyond the border of each image what it sees beyond
+    that of an image alone.
+    """
+    if superpatch_mask is None:
+        return hidden_states
+    superpatch_mask = superpatch_mask[:, None].to(hidden_states.dtype)
+    return hidden_states * nn.functional.interpolate(superpatch_mask, size=hidden_states.shape[-2:], mode="nearest")
+
+
+def repeat_borders(pixel_values: torch.Tensor, superpatch_mask: torch.Tensor, superpatch_size: int) -> torch.Tensor:
+    """
+    Fills the padding of images or maps, `(batch_size, num_channels, height, width)`, with the last row and column of
+    each; a mask of shape `(batch_size, superpatch_rows, superpatch_columns)` is `False` there. A superpatch has
+    `superpatch_size` rows and columns of them.
+    """
+    for axis in (2, 3):
+        length = superpatch_size * superpatch_mask.any(dim=4 - axis).sum(dim=1)  # (B,), in pixels
+        positions = torch.arange(pixel_values.shape[axis], device=pixel_values.device)
+        positions = torch.minimum(positions, (length[:, None] - 1).clamp(min=0))  # (B, height or width)
+        positions = positions[:, None, :, None] if axis == 2 else positions[:, None, None, :]
+        pixel_values = pixel_values.gather(axis, positions.expand_as(pixel_values))
+    return pixel_values
+
+
+def halve(pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    The images at half resolution, `(batch_size, num_channels, height / 2, width / 2)`; height and width must be even.
+    Bilinear interpolation is then the mean of 2 x 2 pixels, and faster on a CPU than pooling.
+    """
+    return nn.functional.interpolate(pixel_values, scale_factor=0.5, mode="bilinear", align_corners=False)
+
+
 def _check_pixel_mask(pixel_mask: torch.Tensor, grid: PatchGrid, image_sizes: torch.Tensor) -> None:
     if not has_values(pixel_mask):
         return
@@ -161,4 +196,4 @@ def _is_within(shapes: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return row_is_real[:, :, None] & column_is_real[:, None, :]
 
 
-__all__ = ["PatchGrid", "num_cells"]
+__all__ = ["PatchGrid", "blank_padding", "halve", "num_cells", "repeat_borders"]

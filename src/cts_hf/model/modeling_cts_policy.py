@@ -30,8 +30,8 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_cts import CtsConfig, CtsPolicyConfig
 from .configuration_cts_checks import channel_values
 from .modeling_cts_checks import check_images, check_labels, check_superpatch_mask, has_values, refuse_unless
-from .modeling_cts_grid import PatchGrid
-from .modeling_cts_policy_backbone import CtsPolicyBackbone, CtsPolicyConv2d, blank_padding
+from .modeling_cts_grid import PatchGrid, blank_padding, halve, repeat_borders
+from .modeling_cts_policy_backbone import CtsPolicyBackbone, CtsPolicyConv2d
 
 
 @dataclass
@@ -176,29 +176,6 @@ class CtsPolicyModel(PreTrainedModel):
             pixel_values = repeat_borders(pixel_values, superpatch_mask, superpatch_size)
         pixel_values = nn.functional.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
         return blank_padding(pixel_values, superpatch_mask)
-
-
-def repeat_borders(pixel_values: torch.Tensor, superpatch_mask: torch.Tensor, superpatch_size: int) -> torch.Tensor:
-    """
-    Fills the padding of images or maps, `(batch_size, num_channels, height, width)`, with the last row and column of
-    each; a mask of shape `(batch_size, superpatch_rows, superpatch_columns)` is `False` there. A superpatch has
-    `superpatch_size` rows and columns of them.
-    """
-    for axis in (2, 3):
-        length = superpatch_size * superpatch_mask.any(dim=4 - axis).sum(dim=1)  # (B,), in pixels
-        positions = torch.arange(pixel_values.shape[axis], device=pixel_values.device)
-        positions = torch.minimum(positions, (length[:, None] - 1).clamp(min=0))  # (B, height or width)
-        positions = positions[:, None, :, None] if axis == 2 else positions[:, None, None, :]
-        pixel_values = pixel_values.gather(axis, positions.expand_as(pixel_values))
-    return pixel_values
-
-
-def halve(pixel_values: torch.Tensor) -> torch.Tensor:
-    """
-    The images at half resolution, `(batch_size, num_channels, height / 2, width / 2)`; height and width must be even.
-    Bilinear interpolation is then the mean of 2 x 2 pixels, and faster on a CPU than pooling.
-    """
-    return nn.functional.interpolate(pixel_values, scale_factor=0.5, mode="bilinear", align_corners=False)
 
 
 def renormalize(pixel_values: torch.Tensor, grid: PatchGrid, config: CtsConfig) -> torch.Tensor:

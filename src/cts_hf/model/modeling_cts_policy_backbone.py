@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .configuration_cts import CtsPolicyConfig
+from .modeling_cts_grid import blank_padding
 
 
 # Block type, blocks, kernel size, stride, expansion, output channels of each stage of EfficientNet-Lite0.
@@ -215,16 +216,4 @@ class CtsPolicyBackbone(nn.Module):
         return hidden_states
 
 
-def blank_padding(hidden_states: torch.Tensor, superpatch_mask: torch.Tensor | None) -> torch.Tensor:
-    """
-    Zeros features, `(batch_size, channels, height, width)`, of superpatches that are padding, `False` in a mask of
-    shape `(batch_size, rows, columns)`. A convolution then sees beyond the border of each image what it sees beyond
-    that of an image alone.
-    """
-    if superpatch_mask is None:
-        return hidden_states
-    superpatch_mask = superpatch_mask[:, None].to(hidden_states.dtype)
-    return hidden_states * nn.functional.interpolate(superpatch_mask, size=hidden_states.shape[-2:], mode="nearest")
-
-
-__all__ = ["CtsPolicyBackbone", "CtsPolicyConv2d", "blank_padding"]
+__all__ = ["CtsPolicyBackbone", "CtsPolicyConv2d"]

@@ -30,8 +30,7 @@ from transformers.utils import TransformersKwargs
 
 from .configuration_cts import CtsConfig
 from .modeling_cts_decoder_base import CtsDecoder
-from .modeling_cts_policy import repeat_borders
-from .modeling_cts_policy_backbone import blank_padding
+from .modeling_cts_grid import blank_padding, repeat_borders
 
 
 # What mmsegmentation gives the heads, and no configuration of it changes.
