@@ -84,8 +84,8 @@ def _find_pairs(root: Path) -> tuple[dict[str, list[Pair]], list[str]]:
         for kind, suffixes in kinds.items():
             files = {}
             if (root / kind / split).is_dir():
-                files, problems_found = find_pictures(root / kind / split, suffixes)
-                problems += problems_found
+                files, unusable = find_pictures(root / kind / split, suffixes)
+                problems += unusable
             found.append(files)
         pairs, unmatched = match_files(*found)
         problems += unmatched
