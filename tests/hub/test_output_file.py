@@ -6,7 +6,7 @@ import tempfile
 
 import pytest
 
-from cts_hf.benchmark.report import prepare_file, written_whole
+from cts_hf.hub.output_file import prepare_file, written_whole
 
 
 def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path):

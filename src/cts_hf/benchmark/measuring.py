@@ -24,12 +24,13 @@ from transformers import HfArgumentParser
 from ..evaluation.command_line import print_text
 from ..evaluation.cost import multiply_adds
 from ..hub.loading import load_config, load_segmenter
+from ..hub.output_file import prepare_file, written_whole
 from ..model.configuration_cts import CtsConfig
 from ..model.image_processing_maps_cts import upsampled_argmax
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_grid import PatchGrid
 from ..model.token_sharing import check_token_reduction
-from .report import format_report, plot_report, prepare_file, written_whole
+from .report import format_report, plot_report
 from .timing import Stopwatch, marked_parts, peak_memory
 
 
