@@ -113,6 +113,16 @@ def test_every_problem_is_listed_at_once(name, request):
     assert val.name.split(".")[0].removesuffix("_leftImg8bit") in message
 
 
+def test_files_of_one_name_are_refused(cityscapes):
+    for path in sorted(cityscapes.glob("*/train/aachen/*")):
+        other = cityscapes / path.relative_to(cityscapes).parents[1] / "bochum" / path.name
+        other.parent.mkdir(exist_ok=True)
+        other.write_bytes(path.read_bytes())
+    name = "train/bochum/aachen_000000_000019_leftImg8bit.png"
+    with pytest.raises(DataError, match=rf"2 problems .*\n.*{name} and .* have the same name"):
+        load_segmentation_data("cityscapes", cityscapes)
+
+
 @pytest.mark.parametrize("name", ["ade20k", "cityscapes"])
 def test_hidden_files_are_skipped(name, request):
     root = request.getfixturevalue(name)

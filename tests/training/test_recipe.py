@@ -91,8 +91,8 @@ def test_help_shows_the_values_of_the_recipe(tmp_path, capsys):
         ("5", "must map options to values, it is a int"),
         ("no: 3", r"unknown options \['no'\]"),
         ("<<: {seed: 3}", r"unknown options \['<<'\]"),
-        ("seed: 1\nbatch_size: 2\nseed: 3", "'seed' is there twice: delete one"),
-        ("seed: 1\n'seed': 3", "'seed' is there twice: delete one"),
+        ("seed: 1\nbatch_size: 2\nseed: 3", "each option must be given once, got 'seed' again: delete one"),
+        ("seed: 1\n'seed': 3", "each option must be given once, got 'seed' again: delete one"),
         ("classes: &names [a, b]", "anchors .* are not allowed"),
         ("a: &a [x]\nb: &b [*a, *a]\nclasses: *b", "anchors .* are not allowed"),
         ("classes: [*]", "cannot be read as YAML"),
@@ -110,7 +110,7 @@ def test_bad_recipes_are_refused(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"seed": 1, "batch_size": 2, "seed": 3}', "'seed' is there twice: delete one"),
+        ('{"seed": 1, "batch_size": 2, "seed": 3}', "each option must be given once, got 'seed' again: delete one"),
         ('{"classes": ' + 100_000 * "[", "is nested too deeply"),
         ("[1]", "must map options to values, it is a list"),
         ("null", "must map options to values, it is a NoneType"),

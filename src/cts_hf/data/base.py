@@ -3,7 +3,8 @@
 """What every data set reader of this package returns, and how stored label ids become class ids."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from .pictures import UNREADABLE, printable, to_rgb
 
 
 UNKNOWN_ID = -1
-MAX_CLASSES = 255
+MAX_CLASSES = IGNORE_INDEX  # the ids below it
 
 Palette = tuple[tuple[int, int, int], ...]
 
@@ -136,8 +137,7 @@ def label_lookup(num_classes: int, ignore_index: int = IGNORE_INDEX, reduce_labe
     lookup[first : first + num_classes] = np.arange(num_classes)
     if reduce_labels:
         lookup[0] = IGNORE_INDEX
-    lookup[ignore_index] = IGNORE_INDEX
-    lookup[255] = IGNORE_INDEX
+    lookup[[ignore_index, IGNORE_INDEX]] = IGNORE_INDEX
     return lookup
 
 
@@ -163,7 +163,7 @@ def check_classes(classes: Sequence[str], place: str) -> None:
         raise DataError(f"{place} must be a list of names, got {classes!r}: pass one string for each class.")
     names = [" ".join(name.split()) for name in classes]
     blank = [number for number, name in enumerate(names, start=1) if not name]
-    twice = sorted({name for name in names if name and names.count(name) > 1})
+    twice = repeated(filter(None, names))
     if not names or blank or twice:
         raise DataError(
             f"{place} must name every class once, got {len(names)} names, blank ones at {blank or 'none'}, repeated "
@@ -179,6 +179,28 @@ def check_classes(classes: Sequence[str], place: str) -> None:
             f"{place} must name at most {MAX_CLASSES} classes, got {len(names)}: label files are 8-bit, and 255 is "
             "always ignored. Leave out or merge classes, in the label files too."
         )
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that occur more than once, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+def numbered_classes(ids_of_labels: Iterable[np.ndarray], ignore_index: int, reduce_labels: bool) -> tuple[str, ...]:
+    """
+    Names, `class_0` and so on, for the classes of a data set that does not name them: as many as its highest id asks
+    for, at least one.
+
+    Args:
+        ids_of_labels: for each label, the ids that occur in it. Ids that do not fit 8 bits are not counted, so that
+            they are reported as unknown, with the label that holds them.
+        ignore_index, reduce_labels: as for [`label_lookup`].
+    """
+    highest = 0
+    for ids in ids_of_labels:
+        highest = max(highest, int(ids[(ids != ignore_index) & (ids < IGNORE_INDEX)].max(initial=0)))
+    count = highest if reduce_labels else highest + 1
+    return tuple(f"class_{index}" for index in range(max(count, 1)))
 
 
 def _is_control(char: str) -> bool:

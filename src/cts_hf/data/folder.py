@@ -5,7 +5,6 @@
 import os
 from pathlib import Path
 
-import numpy as np
 from datasets import DatasetDict
 
 from .base import (
@@ -17,6 +16,7 @@ from .base import (
     check_ignore_index,
     dataset_of_pairs,
     label_lookup,
+    numbered_classes,
     read_text,
 )
 from .checks import check_contents, id_problems, match_files, raise_problems
@@ -64,7 +64,7 @@ def load_folder(
     contents, ids_of_files = check_contents([pair for pairs in splits.values() for pair in pairs])
     problems += contents
     if classes is None:
-        classes = _count_classes(ids_of_files, ignore_index, reduce_labels)
+        classes = numbered_classes(ids_of_files.values(), ignore_index, reduce_labels)
     lookup = label_lookup(len(classes), ignore_index, reduce_labels)
     unknown_ids = id_problems(ids_of_files, lookup)
     hint = ID_HINT if unknown_ids else ""
@@ -116,11 +116,3 @@ def _refuse_named_ignore_index(path: Path, classes: tuple[str, ...], ignore_inde
             "ignore it, store its pixels as 255, which is always ignored, or if it is id 0, remove its line and pass "
             "reduce_labels instead."
         )
-
-
-def _count_classes(ids_of_files: dict[Path, np.ndarray], ignore_index: int, reduce_labels: bool) -> tuple[str, ...]:
-    ids = np.unique(np.concatenate([np.empty(0, np.int64), *ids_of_files.values()])).astype(np.int64)
-    # Ids that do not fit 8 bits stay out of the count, so that they are reported with the file that holds them.
-    ids = ids[(ids != ignore_index) & (ids < IGNORE_INDEX)]
-    count = (int(ids.max()) if len(ids) else 0) + (0 if reduce_labels else 1)
-    return tuple(f"class_{index}" for index in range(max(count, 1)))

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any data set that `datasets.load_dataset` opens: from the Hub, or a local folder or script-free format."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from .base import (
     check_ignore_index,
     decode_ids,
     label_lookup,
+    numbered_classes,
 )
 
 
@@ -71,7 +72,7 @@ def load_hub(
         ) from error
     splits = {split: _with_standard_columns(split, rows, image_column, label_column) for split, rows in opened.items()}
     if classes is None:
-        classes = _count_classes(splits, ignore_index, reduce_labels)
+        classes = numbered_classes(_ids_of_labels(splits), ignore_index, reduce_labels)
     reader = ExampleReader(label_lookup(len(classes), ignore_index, reduce_labels))
     if streaming:
         # Without declared features the decoded pictures pass through, instead of being encoded and decoded again.
@@ -112,12 +113,8 @@ class _Naming:
         return {**row, "name": f"{self.split}_{index:08d}"}
 
 
-def _count_classes(splits: dict[str, Dataset], ignore_index: int, reduce_labels: bool) -> tuple[str, ...]:
-    highest = 0
+def _ids_of_labels(splits: dict[str, Dataset]) -> Iterator[np.ndarray]:
     for split, rows in splits.items():
         labels = rows.select_columns(["label", "name"])
         for row in tqdm(labels, desc=f"counting the classes of {split}", leave=False):
-            ids = np.unique(decode_ids(row["name"], row["label"])).astype(np.int64)
-            highest = max(highest, ids[(ids != ignore_index) & (ids < IGNORE_INDEX)].max(initial=0))
-    count = highest + (0 if reduce_labels else 1)
-    return tuple(f"class_{index}" for index in range(max(count, 1)))
+            yield np.unique(decode_ids(row["name"], row["label"]))

@@ -5,7 +5,7 @@
 import os
 import struct
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -91,7 +91,7 @@ def find_pictures(
     Args:
         folder: a folder that exists.
         suffixes: of the files to find, in lower case with their dot.
-        leave_out: tells of a file with such a suffix whether it is none of those to find.
+        leave_out: whether a file with such a suffix is none of those to find.
 
     Returns:
         the files by name, which is the path in the folder without suffix, sorted; and one line for every file whose
@@ -100,16 +100,23 @@ def find_pictures(
     """
     folder = Path(folder)
     paths, problems = _files_below(folder)
-    files: dict[str, Path] = {}
+    found = []
     for path in sorted(paths):
         if path.suffix.lower() not in suffixes:
             continue
         if problem := special_file(path):
             problems.append(problem)
-            continue
-        if leave_out(path):
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
+        elif not leave_out(path):
+            found.append((path.relative_to(folder).with_suffix("").as_posix(), path))
+    files, same_names = by_name(found)
+    return files, problems + same_names
+
+
+def by_name(named: Iterable[tuple[str, Path]]) -> tuple[dict[str, Path], list[str]]:
+    """Files by their names, and one line for every file whose name another one has."""
+    files: dict[str, Path] = {}
+    problems = []
+    for name, path in named:
         if name in files:
             problems.append(f"{printable(path)} and {printable(files[name])} have the same name")
         files[name] = path
@@ -162,6 +169,7 @@ def _files_below(root: Path) -> tuple[list[Path], list[str]]:
 __all__ = [
     "UNREADABLE",
     "PictureError",
+    "by_name",
     "find_pictures",
     "is_hidden",
     "printable",

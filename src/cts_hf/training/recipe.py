@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 from transformers import HfArgumentParser
 
+from ..data.base import repeated
 from .arguments import COMMAND_LINE_ONLY, FREE_ON_RESUME
 
 
@@ -116,11 +117,8 @@ for _kind in ("merge", "value"):  # << and =
 
 
 def _refuse_twice(names: Iterable[str]) -> None:
-    found = set()
-    for name in names:
-        if name in found:
-            raise ValueError(f"{_REPR.repr(name)} is there twice: delete one")
-        found.add(name)
+    if twice := repeated(names):
+        raise ValueError(f"each option must be given once, got {_REPR.repr(twice[0])} again: delete one")
 
 
 def _json_mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 from pathlib import Path
 
 from ..base import SegmentationData, label_lookup, parse_names, parse_palette
-from .reading import Source, files_by_name, read_benchmark
+from .reading import Source, named_files, read_benchmark
 
 
 # The first name that the benchmark's objectInfo150.txt gives to each class.
@@ -64,8 +64,8 @@ def load_ade20k(data_dir: str | Path) -> SegmentationData:
         root = root / "ADEChallengeData2016"
     sources = {
         split: Source(
-            images=files_by_name(root / "images" / folder, "*", ".jpg"),
-            labels=files_by_name(root / "annotations" / folder, "*", ".png"),
+            images=named_files(root / "images" / folder, "*", ".jpg"),
+            labels=named_files(root / "annotations" / folder, "*", ".png"),
         )
         for split, folder in FOLDERS.items()
     }

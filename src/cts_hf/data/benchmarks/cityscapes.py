@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base import IGNORE_INDEX, UNKNOWN_ID, SegmentationData, label_lookup, parse_palette
-from .reading import Source, files_by_name, read_benchmark
+from .reading import Source, named_files, read_benchmark
 
 
 # Name, id in *_labelIds.png and color, in the order of the train ids.
@@ -61,12 +61,12 @@ def load_cityscapes(data_dir: str | Path) -> SegmentationData:
             sizes.
     """
     root = Path(data_dir)
-    has_label_ids = bool(files_by_name(root / "gtFine", "*/*/*", LABEL_IDS_ENDING))
+    has_label_ids = bool(named_files(root / "gtFine", "*/*/*", LABEL_IDS_ENDING))
     ending = LABEL_IDS_ENDING if has_label_ids else TRAIN_IDS_ENDING
     sources = {
         split: Source(
-            images=files_by_name(root / "leftImg8bit" / split, "*/*", IMAGE_ENDING),
-            labels=files_by_name(root / "gtFine" / split, "*/*", ending),
+            images=named_files(root / "leftImg8bit" / split, "*/*", IMAGE_ENDING),
+            labels=named_files(root / "gtFine" / split, "*/*", ending),
         )
         for split in ("train", "val")
     }
@@ -78,7 +78,7 @@ def load_cityscapes(data_dir: str | Path) -> SegmentationData:
 def _label_id_lookup() -> np.ndarray:
     lookup = np.full(256, UNKNOWN_ID, dtype=np.int16)
     lookup[:NUM_LABEL_IDS] = IGNORE_INDEX
-    lookup[255] = IGNORE_INDEX
+    lookup[IGNORE_INDEX] = IGNORE_INDEX
     for train_id, (_, label_id, _) in enumerate(TRAIN_CLASSES):
         lookup[label_id] = train_id
     return lookup

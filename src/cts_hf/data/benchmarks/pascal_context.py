@@ -55,6 +55,6 @@ def load_pascal_context(data_dir: str | Path) -> SegmentationData:
     return SegmentationData(splits=splits, classes=PASCAL_CONTEXT_CLASSES, palette=PASCAL_CONTEXT_PALETTE)
 
 
-def _listed(folder: Path, names: list[str], suffix: str) -> dict[str, Path]:
+def _listed(folder: Path, names: list[str], suffix: str) -> list[tuple[str, Path]]:
     # Whether a listed file exists shows when its header is read, in one list with all other problems.
-    return {name: folder / f"{name}{suffix}" for name in names}
+    return [(name, folder / f"{name}{suffix}") for name in dict.fromkeys(names)]

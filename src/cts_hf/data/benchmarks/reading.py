@@ -10,23 +10,23 @@ from datasets import DatasetDict
 
 from ..base import DataError, dataset_of_pairs
 from ..checks import check_headers, match_files, raise_problems
-from ..pictures import is_hidden
+from ..pictures import by_name, is_hidden
 
 
 class Source(NamedTuple):
-    """The files of one split by the name that an image and its label share."""
+    """The files of one split, each with the name that an image and its label share."""
 
-    images: dict[str, Path]
-    labels: dict[str, Path]
+    images: list[tuple[str, Path]]
+    labels: list[tuple[str, Path]]
 
 
-def files_by_name(folder: Path, pattern: str, ending: str) -> dict[str, Path]:
-    """The files that `pattern` and `ending` match below `folder`, hidden ones left out, by name without `ending`."""
-    return {
-        path.name.removesuffix(ending): path
-        for path in folder.glob(pattern + ending)
+def named_files(folder: Path, pattern: str, ending: str) -> list[tuple[str, Path]]:
+    """The files that `pattern` + `ending` match below `folder`, without hidden ones: name without `ending`, path."""
+    return [
+        (path.name.removesuffix(ending), path)
+        for path in sorted(folder.glob(pattern + ending))
         if not any(map(is_hidden, path.relative_to(folder).parts))
-    }
+    ]
 
 
 def read_benchmark(root: Path, sources: dict[str, Source], lookup: np.ndarray, layout: str) -> DatasetDict:
@@ -40,8 +40,9 @@ def read_benchmark(root: Path, sources: dict[str, Source], lookup: np.ndarray, l
     """
     splits, problems = {}, []
     for split, source in sources.items():
-        pairs, unmatched = match_files(source.images, source.labels)
-        problems += unmatched + check_headers(pairs)
+        (images, same_images), (labels, same_labels) = map(by_name, source)
+        pairs, unmatched = match_files(images, labels)
+        problems += same_images + same_labels + unmatched + check_headers(pairs)
         if pairs:
             splits[split] = dataset_of_pairs(pairs, lookup)
     raise_problems(root, problems, "Correct or remove these files. " + layout)
