@@ -11,6 +11,14 @@ import pytest
 os.environ.update(CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true")
 
 
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """A folder with ten training and three validation images, for tests that write nothing there."""
+    from .helpers.training_runs import write_scenes  # imports torch, which reads the environment
+
+    return write_scenes(tmp_path_factory.mktemp("scenes"), num_train=10)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache_of_data_sets(tmp_path_factory):
     """Neither leftovers of other runs nor a home that can be written to decide what tests find."""

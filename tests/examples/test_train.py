@@ -19,38 +19,26 @@ from cts_hf.model.modeling_cts_embeddings import CtsEmbeddings
 from ..helpers.figures import saved_figures
 from ..helpers.models import tiny_model
 from ..helpers.training_runs import (
+    TINY_DATA,
     TINY_MODEL,
     TINY_POLICY,
     TINY_RUN,
-    command_line,
     largest_difference,
-    load_example,
-    reset_accelerate,
+    run_example,
     train_example,
-    write_scenes,
 )
 
 
-@pytest.fixture(autouse=True)
-def _no_accelerator_left():
-    yield
-    reset_accelerate()
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    return write_scenes(tmp_path_factory.mktemp("scenes"))
+# Of `train_policy.py`, but for the data set and the output folder.
+POLICY_RUN = {**TINY_POLICY, **TINY_DATA, "cpu_threads": 1, "patch_size": 8, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
 def train_policy(scenes, tmp_path_factory):
     """A folder with a policy, and its metrics."""
     folder = tmp_path_factory.mktemp("policy")
-    options = {**TINY_POLICY, "cpu_threads": 1, "data_dir": scenes, "crop_size": 64, "num_workers": 0, "patch_size": 8}
-    argv = command_line(**options, output_dir=folder, max_steps=3, batch_size=4, eval_steps=2, squash=True)
-    metrics = load_example("train_policy").main(argv)
-    reset_accelerate()
-    return folder, metrics
+    options = {**POLICY_RUN, "data_dir": scenes, "output_dir": folder}
+    return folder, run_example("train_policy.py", **options, max_steps=3, eval_steps=2, squash=True)
 
 
 def train(scenes, folder, *flags, **options):
@@ -107,9 +95,7 @@ def test_decoders_of_setr_are_trained_and_predict(decoder_type, scenes, tmp_path
 
 def test_a_saved_recipe_repeats_the_run(scenes, tmp_path):
     train(scenes, tmp_path / "first", seed=3)
-    argv = ["--recipe", str(tmp_path / "first" / "train.yaml"), "--output_dir", str(tmp_path / "second")]
-    load_example("train").main(argv)
-    reset_accelerate()
+    run_example("train.py", recipe=tmp_path / "first" / "train.yaml", output_dir=tmp_path / "second")
     weights = (tmp_path / name / "model.safetensors" for name in ("first", "second"))
     assert largest_difference(*weights) == 0
     train(scenes, tmp_path / "third", seed=4)
@@ -246,7 +232,7 @@ def test_train_normalizes_as_the_weights_expect(scenes, tmp_path):
     assert normalization_of(tmp_path / "scratch") == normalization_of(tmp_path / "given")
 
 
-def test_train_completes_a_model_of_old_from_its_image_processor(scenes, tmp_path):
+def test_train_completes_an_earlier_model_from_its_image_processor(scenes, tmp_path):
     save_trained(tmp_path / "old")
     values = json.loads((tmp_path / "old" / "config.json").read_text())
     for part in (values, values["policy_config"]):
@@ -257,15 +243,13 @@ def test_train_completes_a_model_of_old_from_its_image_processor(scenes, tmp_pat
     assert normalization_of(tmp_path / "run") == [IMAGENET] * 3
 
 
-def test_train_policy_normalizes_as_it_is_told(scenes, tmp_path):
-    options = {**TINY_POLICY, "cpu_threads": 1, "data_dir": scenes, "crop_size": 64, "num_workers": 0, "patch_size": 8}
-    given = {"policy_image_mean": [0, 0, 0], "policy_image_std": [1, 1, 1]}
+def test_train_policy_normalizes_as_its_options_say(scenes, tmp_path):
+    options = {**POLICY_RUN, "data_dir": scenes, "output_dir": tmp_path, "max_steps": 1}
+    options |= {"photometric_distortion": False, "policy_image_mean": [0, 0, 0], "policy_image_std": [1, 1, 1]}
     for squash in (True, False):
         seen = []
         hook = seen_by(CtsPolicyModel, seen)
-        argv = command_line(**options, **given, output_dir=tmp_path, max_steps=1, batch_size=4, squash=squash)
-        load_example("train_policy").main([*argv, "--photometric_distortion", "false", "--overwrite_output_dir"])
-        reset_accelerate()
+        run_example("train_policy.py", **options, squash=squash, overwrite_output_dir=True)
         hook.remove()
         assert len(seen) > 1  # in training and in evaluation
         assert all(images.min() >= 0 and images.max() <= 1 for images in seen)
@@ -273,7 +257,7 @@ def test_train_policy_normalizes_as_it_is_told(scenes, tmp_path):
     for part in (config, processor):
         assert (list(part.image_mean), list(part.image_std)) == ([0.0] * 3, [1.0] * 3)
     with pytest.raises(ValueError, match=r"`policy_image_std` must be numbers above 0.* got \[1\.0, 0\.0, 1\.0\]"):
-        load_example("train_policy").main([*argv, "--policy_image_std", "1", "0", "1"])
+        run_example("train_policy.py", **{**options, "policy_image_std": [1, 0, 1]})
 
 
 def test_a_policy_that_nothing_trains_is_refused(scenes, tmp_path):
@@ -289,12 +273,12 @@ def test_train_takes_whatever_datasets_opens(tmp_path, streaming):
         part.to_parquet(tmp_path / "data" / f"{split}.parquet")
     options = {"dataset": tmp_path / "data", "image_column": "photo", "label_column": "mask"}
     options.update(classes=list(SCENE_CLASSES), streaming=streaming, output_dir=tmp_path / "run", max_steps=3)
-    argv = command_line(**TINY_POLICY, **TINY_MODEL, **TINY_RUN, **options, crop_size=64, num_workers=0)
-    results = load_example("train").main([*argv, "--policy_loss_weight", "1", "--save_steps", "2"])
+    options.update(**TINY_POLICY, **TINY_DATA, **TINY_MODEL, **TINY_RUN, policy_loss_weight=1, save_steps=2)
+    results = run_example("train.py", **options)
     assert {result["num_images"] for result in results} == {2}
 
 
-def test_splits_that_there_are_not_are_refused(scenes, tmp_path):
+def test_unknown_splits_are_refused(scenes, tmp_path):
     with pytest.raises(DataError, match="There is no split 'trian', the data set has train, val"):
         train(scenes, tmp_path, train_split="trian")
 

@@ -2,9 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny training runs for the tests: a folder of small scenes, a model of two layers, a few steps."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
@@ -27,8 +25,10 @@ from cts_hf.training import (
     loop,
 )
 
+from .scripts import ROOT, command_line, run_script
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+
+EXAMPLES = ROOT / "examples"
 TINY_POLICY = {"policy_output_stride": 8, "policy_width_coefficient": 0.1, "policy_depth_coefficient": 0.3}
 TINY_DATA = {"crop_size": 64, "num_workers": 0}
 TINY_MODEL = {
@@ -54,22 +54,6 @@ def write_scenes(folder, num_train=12, num_val=3, size=64, ignored_rows=True):
             picture.save(path)
     (Path(folder) / "classes.txt").write_text("\n".join(SCENE_CLASSES))
     return Path(folder)
-
-
-def command_line(**options):
-    """Options as command-line arguments."""
-    argv = []
-    for name, value in options.items():
-        argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return argv
-
-
-def load_example(name) -> ModuleType:
-    """One of the scripts in `examples`, as a module."""
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def reset_accelerate():
@@ -110,8 +94,14 @@ def train_example(scenes, folder, *flags, **options):
     """`examples/train.py` for two steps."""
     defaults = {**TINY_POLICY, **TINY_MODEL, **TINY_RUN, "crop_size": 64, "num_workers": 0, "max_steps": 2}
     defaults |= {"data_dir": scenes, "output_dir": folder, "policy_loss_weight": 0.5}
+    return run_example("train.py", *flags, **{**defaults, **options})
+
+
+def run_example(script, *flags, **options):
+    """What `main` of an example returns. The next accelerator may have another configuration."""
     try:
-        return load_example("train").main([*command_line(**{**defaults, **options}), *flags])
+        with pytest.MonkeyPatch.context() as patch:
+            return run_script(patch, EXAMPLES / script, [*command_line(options), *flags])
     finally:
         reset_accelerate()
 

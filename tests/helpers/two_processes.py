@@ -1,8 +1,8 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Started by `test_training_distributed.py` in two processes, and called in its own: trains with and without
-accumulation, evaluates numbers of images that do not divide, and writes what came out.
+What `tests/training/test_distributed.py` runs in two processes and in one: it trains with and without accumulation,
+evaluates numbers of images that two processes cannot share evenly, and writes the results.
 """
 
 import json

@@ -21,8 +21,8 @@ from cts_hf.hub.publishing import publish, upload_folder
 from ..conversion.test_checkpoints import write_original
 from ..helpers.golden import load_golden
 from ..helpers.models import random_images, tiny_model, tiny_policy
-from ..helpers.scripts import run_main
-from ..helpers.training_runs import command_line, write_scenes
+from ..helpers.scripts import command_line, run_main
+from ..helpers.training_runs import write_scenes
 
 
 DROPPED = ["cts.layernorm.weight", "cts.policy.head.bias", "decode_head.class_embeddings"]
@@ -77,7 +77,7 @@ def runs_of_scripts(monkeypatch, tmp_path, model):
     }
     for script, options in runs.items():
         yield partial(run_main, monkeypatch, script, **options)
-    yield partial(benchmark, command_line(model=model, rounds=1))
+    yield partial(benchmark, command_line({"model": model, "rounds": 1}))
 
 
 @pytest.mark.parametrize("index", range(3), ids=["dropped", "policy", "poisoned"])
@@ -295,4 +295,4 @@ def test_weights_of_any_format_are_not_replaced_by_random_ones(tmp_path):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="cannot be read"):
-        benchmark(command_line(model=folder, rounds=1))
+        benchmark(command_line({"model": folder, "rounds": 1}))

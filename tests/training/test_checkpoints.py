@@ -15,14 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from cts_hf.training import CheckpointFolder
 
-from ..helpers.training_runs import largest_difference, reset_accelerate, train
+from ..helpers.training_runs import largest_difference, train
 
 
 @pytest.fixture(scope="module")
 def trained(scenes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     train(scenes, folder, max_steps=2, save_steps=1)
-    reset_accelerate()
     return folder
 
 
@@ -273,7 +272,6 @@ OPTIONS = {"model_options": {"drop_path_rate": 0.3, "decoder_dropout_prob": 0.3}
 
 def run_to_the_end(scenes, folder, **options):
     model, *_ = train(scenes, folder, **OPTIONS, **options)
-    reset_accelerate()
     return model.state_dict(), load_file(folder / "best" / "model.safetensors")
 
 
@@ -301,7 +299,6 @@ def test_killed_at_any_file_operation_a_run_goes_on(scenes, whole, tmp_path, mon
         run_to_the_end(scenes, tmp_path, save_steps=save_steps)
     except Killed:
         monkeypatch.undo()
-        reset_accelerate()
     monkeypatch.undo()
     ended = run_to_the_end(scenes, tmp_path, save_steps=save_steps, resume_from_checkpoint="latest")
     for state, expected in zip(ended, whole, strict=True):
@@ -314,7 +311,6 @@ def test_a_failing_evaluation_does_not_lose_the_steps_before_it(scenes, whole, t
         patch.setattr("cts_hf.training.tasks.SegmentationTask.evaluate", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_to_the_end(scenes, tmp_path, save_steps=2)
-    reset_accelerate()
     checkpoint = CheckpointFolder(tmp_path).list()[-1]
     assert checkpoint.name == "step_00000002"
     # The evaluation that is due is made up for, here and in another folder, which does not get half a checkpoint.

@@ -5,16 +5,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from ..helpers.training_runs import largest_difference, reset_accelerate, write_scenes
+from ..helpers.scripts import ROOT
+from ..helpers.training_runs import largest_difference, write_scenes
 from ..helpers.two_processes import RUNS, main
-
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -30,7 +27,6 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
     main(scenes, tmp_path / "one")
-    reset_accelerate()
 
     one, two = (json.loads((tmp_path / folder / "results.json").read_text()) for folder in ("one", "two"))
     assert (one.pop("num_processes"), two.pop("num_processes")) == (1, 2)

@@ -8,9 +8,7 @@ from safetensors.torch import load_file
 
 from cts_hf.training import loop
 
-from ..helpers.training_runs import (
-    train_example,
-)
+from ..helpers.training_runs import train_example
 
 
 @pytest.mark.parametrize("lasting", [False, True], ids=["one step", "last step"])

@@ -13,12 +13,7 @@ from cts_hf import CtsForSemanticSegmentation
 from cts_hf.hub.output_folder import LOCK, OutputFolder
 from cts_hf.training import loop
 
-from ..helpers.training_runs import (
-    contents,
-    largest_difference,
-    no_step,
-    train_example,
-)
+from ..helpers.training_runs import contents, largest_difference, no_step, train_example
 
 
 def write(folder, *names):

@@ -4,13 +4,7 @@
 
 import pytest
 
-from ..helpers.training_runs import (
-    contents,
-    largest_difference,
-    no_step,
-    train_example,
-    write_scenes,
-)
+from ..helpers.training_runs import contents, largest_difference, no_step, train_example, write_scenes
 
 
 def test_resuming_with_other_options_is_refused_and_lists_them(scenes, tmp_path, monkeypatch):

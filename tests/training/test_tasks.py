@@ -14,14 +14,12 @@ from cts_hf.training import PolicyTask, build_accelerator
 from cts_hf.training.arguments import OptimizationArguments
 
 from ..helpers.models import tiny_policy
-from ..helpers.training_runs import TINY_RUN, reset_accelerate
+from ..helpers.training_runs import TINY_RUN
 
 
 @pytest.fixture
 def accelerator(tmp_path):
-    reset_accelerate()
-    yield build_accelerator(OptimizationArguments(output_dir=str(tmp_path), **TINY_RUN))
-    reset_accelerate()
+    return build_accelerator(OptimizationArguments(output_dir=str(tmp_path), **TINY_RUN))
 
 
 def policy_task(rows, policy=None, token_reduction=0.375):

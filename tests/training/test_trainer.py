@@ -26,7 +26,7 @@ def make_trainer(data, folder, **options):
         report_to=[],
         disable_tqdm=True,
         max_steps=3,
-        remove_unused_columns=False,  # else images and labels are thrown away before the collator sees them
+        remove_unused_columns=False,  # else the collator would get no images and labels
         batch_eval_metrics=True,  # one batch of predictions in memory at a time
         **options,
     )
