@@ -9,7 +9,7 @@ the same whatever the number of worker processes, and no global random state is 
 
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -90,14 +90,10 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         size = self._random_size(image.size, rng)
-        label = label.resize(size, Image.Resampling.NEAREST)
-        crop = self._random_crop(label, rng)
-        label = label.crop(crop)
+        labels = F.pil_to_tensor(label.resize(size, Image.Resampling.NEAREST))[0]
+        crop = self._random_crop(labels, rng)
         image = _resize_then_crop(image, size, crop)
-        pixels, labels = F.pil_to_tensor(image), F.pil_to_tensor(label)[0].long()
-        if rng.random() < 0.5:
-            pixels, labels = F.horizontal_flip(pixels), F.horizontal_flip(labels)
-        pixels = F.to_dtype(pixels, torch.float32, scale=True)
+        pixels, labels = _flip_and_convert(F.pil_to_tensor(image), _cut(labels, crop), rng)
         if self.photometric_distortion:
             pixels = distort_colors(pixels, rng)
         pixels = F.normalize(pixels, self.image_mean, self.image_std)
@@ -110,15 +106,16 @@ class TrainTransform:
         factor = min(long_edge / max(size), short_edge / min(size))
         return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
-    def _random_crop(self, label: Image.Image, rng: np.random.Generator) -> Box:
-        crop = self._random_box(label.size, rng)
+    def _random_crop(self, labels: torch.Tensor, rng: np.random.Generator) -> Box:
+        height, width = labels.shape
+        crop = self._random_box((width, height), rng)
         if self.max_class_share == 1:
             return crop
         for _ in range(CROP_TRIES):
-            counts = np.bincount(np.asarray(label.crop(crop)).ravel(), minlength=256)[:IGNORE_INDEX]
-            if counts.max() < self.max_class_share * counts.sum():
+            counts = _cut(labels, crop).flatten().bincount(minlength=IGNORE_INDEX)[:IGNORE_INDEX]
+            if counts.max().item() < self.max_class_share * counts.sum().item():
                 break
-            crop = self._random_box(label.size, rng)
+            crop = self._random_box((width, height), rng)
         return crop
 
     def _random_box(self, size: tuple[int, int], rng: np.random.Generator) -> Box:
@@ -153,24 +150,13 @@ class SquashTransform:
 
     def __call__(self, image: Image.Image, label: Image.Image, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         pixels = F.pil_to_tensor(image.resize(self.size, Image.Resampling.BILINEAR))
-        labels = F.pil_to_tensor(label.resize(self.size, Image.Resampling.NEAREST))[0].long()
-        if rng.random() < 0.5:
-            pixels, labels = F.horizontal_flip(pixels), F.horizontal_flip(labels)
-        pixels = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), self.image_mean, self.image_std)
-        return {"pixel_values": pixels, "labels": labels}
+        labels = F.pil_to_tensor(label.resize(self.size, Image.Resampling.NEAREST))[0]
+        pixels, labels = _flip_and_convert(pixels, labels, rng)
+        return {"pixel_values": F.normalize(pixels, self.image_mean, self.image_std), "labels": labels}
 
 
-class TrainingSamples(torch.utils.data.Dataset):
-    """
-    The rows of a data set as training samples. Sample `index` of an epoch is always the same.
-
-    Args:
-        dataset: rows with image and label, as in `SegmentationData.splits`.
-        transform: `TrainTransform` or another `Transform`.
-        seed: other seeds give other samples.
-    """
-
-    def __init__(self, dataset: Dataset, transform: Transform, seed: int = 0):
+class _Samples:
+    def __init__(self, dataset: Dataset | IterableDataset, transform: Transform, seed: int = 0):
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
@@ -181,16 +167,29 @@ class TrainingSamples(torch.utils.data.Dataset):
         """Makes the following samples those of `epoch`. Call it before iterating over a loader."""
         self._epoch.fill_(epoch)
 
+    def _sample(self, row: dict[str, Any], number: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([self.seed, int(self._epoch), number])
+        return self.transform(row["image"], row["label"], rng)
+
+
+class TrainingSamples(_Samples, torch.utils.data.Dataset):
+    """
+    The rows of a data set as training samples. Sample `index` of an epoch is always the same.
+
+    Args:
+        dataset: rows with image and label, as in `SegmentationData.splits`.
+        transform: `TrainTransform` or another `Transform`.
+        seed: other seeds give other samples.
+    """
+
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        row = self.dataset[index]
-        rng = np.random.default_rng([self.seed, int(self._epoch), index])
-        return self.transform(row["image"], row["label"], rng)
+        return self._sample(self.dataset[index], index)
 
 
-class StreamingSamples(torch.utils.data.IterableDataset):
+class StreamingSamples(_Samples, torch.utils.data.IterableDataset):
     """
     The rows of a streamed data set as training samples; the sample of a named row is the same in any order.
 
@@ -200,21 +199,14 @@ class StreamingSamples(torch.utils.data.IterableDataset):
         seed: other seeds give other samples.
     """
 
-    def __init__(self, dataset: IterableDataset, transform: Transform, seed: int = 0):
-        self.dataset = dataset
-        self.transform = transform
-        self.seed = seed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
     def set_epoch(self, epoch: int) -> None:
         """Makes the following samples those of `epoch`, and a shuffled stream use that epoch's order."""
-        self._epoch.fill_(epoch)
+        super().set_epoch(epoch)
         self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for row in self.dataset:
-            rng = np.random.default_rng([self.seed, int(self._epoch), zlib.crc32(row["name"].encode())])
-            yield self.transform(row["image"], row["label"], rng)
+            yield self._sample(row, zlib.crc32(row["name"].encode()))
 
 
 def collate(samples: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -267,6 +259,20 @@ def _scale_saturation(pixels: torch.Tensor, factor: float) -> torch.Tensor:
     span = value - pixels.amin(0, keepdim=True)
     scale = torch.where(span > 0, value / span.clamp(min=1e-6), 1.0).clamp(max=factor)
     return value - (value - pixels) * scale
+
+
+def _cut(labels: torch.Tensor, box: Box) -> torch.Tensor:
+    left, top, right, bottom = box
+    return labels[top:bottom, left:right]
+
+
+def _flip_and_convert(
+    pixels: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # Flips half of the samples; of 8 bits become float pixels in [0, 1] and int64 labels.
+    if rng.random() < 0.5:
+        pixels, labels = F.horizontal_flip(pixels), F.horizontal_flip(labels)
+    return F.to_dtype(pixels, torch.float32, scale=True), labels.long()
 
 
 def _resize_then_crop(image: Image.Image, size: tuple[int, int], crop: Box) -> Image.Image:
