@@ -1,12 +1,14 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
+
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cts_hf.data import DataError, load_segmentation_data
+from cts_hf.data import DataError, benchmarks, load_segmentation_data
 from cts_hf.data.benchmarks.ade20k import ADE20K_CLASSES
 from cts_hf.data.benchmarks.cityscapes import CITYSCAPES_CLASSES
 from cts_hf.data.benchmarks.pascal_context import PASCAL_CONTEXT_CLASSES
@@ -55,7 +57,15 @@ def test_class_lists():
         assert {index: classes[index] for index in some} == some
 
 
-@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "pascal_context"])
+def test_a_file_and_a_line_in_the_registry_add_a_benchmark(pascal_context, tmp_path, monkeypatch):
+    source = Path(benchmarks.__file__).with_name("pascal_context.py").read_text()
+    (tmp_path / "roads.py").write_text(source.replace("load_pascal_context", "load_roads"))
+    monkeypatch.setattr(benchmarks, "__path__", [*benchmarks.__path__, str(tmp_path)])
+    monkeypatch.setattr("cts_hf.data.BENCHMARKS", (*benchmarks.BENCHMARKS, "roads"))
+    assert load_segmentation_data("roads", pascal_context).num_classes == 60
+
+
+@pytest.mark.parametrize("name", benchmarks.BENCHMARKS)
 def test_splits_classes_and_colors(name, request):
     data = load_segmentation_data(name, request.getfixturevalue(name))
     assert list(data.splits) == ["train", "val"]
@@ -98,7 +108,7 @@ def test_ids_that_are_no_class_are_named_when_a_row_is_read(pascal_context):
         data.train[0]
 
 
-@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "pascal_context"])
+@pytest.mark.parametrize("name", benchmarks.BENCHMARKS)
 def test_every_problem_is_listed_at_once(name, request):
     root = request.getfixturevalue(name)
     images = sorted(path for path in root.rglob("*") if path.suffix == ".jpg" or "leftImg8bit.png" in path.name)
@@ -146,7 +156,7 @@ def test_a_listing_that_is_no_file_is_refused(pascal_context):
         load_segmentation_data("pascal_context", pascal_context)
 
 
-@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "pascal_context"])
+@pytest.mark.parametrize("name", benchmarks.BENCHMARKS)
 def test_bombs_are_named(name, request, monkeypatch):
     root = request.getfixturevalue(name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
@@ -163,13 +173,13 @@ def test_pipes_named_like_images_are_reported(ade20k):
         load_segmentation_data("ade20k", ade20k)
 
 
-@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "pascal_context"])
+@pytest.mark.parametrize("name", benchmarks.BENCHMARKS)
 def test_a_missing_folder_is_named(name, tmp_path):
     with pytest.raises(DataError, match=f"There is no folder {tmp_path / 'absent'}"):
         load_segmentation_data(name, tmp_path / "absent")
 
 
-@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "pascal_context"])
+@pytest.mark.parametrize("name", benchmarks.BENCHMARKS)
 def test_a_wrong_folder_is_told_the_layout(name, tmp_path):
     with pytest.raises(DataError, match="The layout of"):
         load_segmentation_data(name, tmp_path)

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .base import IGNORE_INDEX, DataError, SegmentationData
+from .benchmarks import BENCHMARKS, benchmark_reader
 from .benchmarks.ade20k import load_ade20k
 from .benchmarks.cityscapes import load_cityscapes
 from .benchmarks.pascal_context import load_pascal_context
@@ -51,8 +52,6 @@ __all__ = [
     "load_segmentation_data",
 ]
 
-BENCHMARKS = {"ade20k": load_ade20k, "cityscapes": load_cityscapes, "pascal_context": load_pascal_context}
-
 
 def load_segmentation_data(
     name_or_path: str | Path, data_dir: str | Path | None = None, **options: Any
@@ -61,8 +60,9 @@ def load_segmentation_data(
     Opens a data set by name or place.
 
     Args:
-        name_or_path: "scenes" (built in); "ade20k", "cityscapes" or "pascal_context" (official layout in `data_dir`);
-            a folder with `images` and `labels`; or whatever else `datasets.load_dataset` opens, such as a Hub id.
+        name_or_path: "scenes" (built in); one of `benchmarks.BENCHMARKS`, such as "ade20k" (official layout in
+            `data_dir`); a folder with `images` and `labels`; or whatever else `datasets.load_dataset` opens, such as a
+            Hub id.
         data_dir: where a benchmark lies; for benchmarks only.
         options: of the reader: see `load_scenes`, `load_folder` and `load_hub`. The benchmarks have none.
 
@@ -76,7 +76,7 @@ def load_segmentation_data(
         if data_dir is None:
             raise DataError(f"{name!r} needs `data_dir`: give the folder that holds it.")
         _refuse_missing(data_dir)
-        return _call(BENCHMARKS[name], options, data_dir)
+        return _call(benchmark_reader(name), options, data_dir)
     if data_dir is not None:
         raise DataError(
             f"`data_dir` must be given only for {', '.join(BENCHMARKS)}, got it with {name!r}: correct the name or, "

@@ -5,7 +5,8 @@
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from . import BENCHMARKS, IGNORE_INDEX, DataError, SegmentationData, load_segmentation_data
+from . import IGNORE_INDEX, DataError, SegmentationData, load_segmentation_data
+from .benchmarks import BENCHMARKS
 
 
 @dataclass
