@@ -14,24 +14,18 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from cts_hf.data import SquashTransform
 from cts_hf.training import (
     DataArguments,
     PolicyArguments,
     PolicyOptimizationArguments,
-    PolicyTask,
     SuperpatchArguments,
     build_accelerator,
     build_policy,
-    build_processor,
-    check_hub_name,
-    fit,
+    check_output,
+    fit_policy,
     lock_output,
     parse_recipe,
     push_to_hub,
-    refuse_inside_data,
-    refuse_own_sources,
-    save_card,
 )
 
 
@@ -43,9 +37,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments = parse_recipe(types, argv, DEFAULT_RECIPE)
     data_args, _, policy_args, args = arguments
     args.output_dir = args.output_dir or f"outputs/policy_{data_args.name}"
-    check_hub_name(args)
-    refuse_inside_data(args.output_dir, data_args.data_dir)
-    refuse_own_sources(args.output_dir, {"policy_weights": policy_args.policy_weights})
+    check_output(args, data_args.data_dir, {"policy_weights": policy_args.policy_weights})
     accelerator = build_accelerator(args, arguments)
     with lock_output(args.output_dir, accelerator):
         metrics = train(arguments, accelerator)
@@ -54,27 +46,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 def train(arguments: tuple, accelerator: Accelerator) -> dict[str, float]:
-    """Trains, saves, and then evaluates: nothing that can fail comes between a policy and its folder."""
     data_args, superpatch_args, policy_args, args = arguments
     with accelerator.local_main_process_first():
         data = data_args.load()
-
     policy = build_policy(policy_args, superpatch_args.patch_size)
-    processor = build_processor(data_args, policy.config)
-    eval_rows = data_args.evaluation_rows(data)
-    task = PolicyTask(policy, processor, eval_rows, arguments, superpatch_args.token_reduction)
-    transform = data_args.transform(policy.config)
-    if superpatch_args.squash:
-        transform = SquashTransform(data_args.crop_size, policy.config.image_mean, policy.config.image_std)
-    samples = data_args.training_samples(data, args.seed, transform)
-    policy = fit(task, samples, args, accelerator, data_args.num_workers)
-
+    _, metrics = fit_policy(policy, arguments, data, accelerator)
     if accelerator.is_main_process:
-        task.save(Path(args.output_dir), {})
-        print(f"The policy is in {args.output_dir}.")
-    metrics = task.evaluate(accelerator, show_progress=True)
-    if accelerator.is_main_process:
-        save_card(args.output_dir, policy, metrics)
         for name, value in metrics.items():
             print(f"{name:<22}{value:.4f}")
         if args.push_to_hub:

@@ -146,7 +146,7 @@ def test_a_training_whose_evaluation_fails_is_not_lost(scenes, tmp_path, monkeyp
     if fails == "evaluate_sharings":
         monkeypatch.setattr("cts_hf.training.tasks.evaluate_sharings", failing)
     else:
-        monkeypatch.setattr("cts_hf.evaluation.visualization.prediction_panel", failing)
+        monkeypatch.setattr("cts_hf.training.report.prediction_panel", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         train_example(scenes, tmp_path)
     model = CtsForSemanticSegmentation.from_pretrained(tmp_path)

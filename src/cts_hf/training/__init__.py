@@ -9,6 +9,7 @@ from .arguments import (
     PolicyArguments,
     PolicyOptimizationArguments,
     PolicySourceArguments,
+    SegmenterArguments,
     SuperpatchArguments,
     check_hub_name,
     settle_precision,
@@ -24,10 +25,11 @@ from .models import (
     refuse_other_normalization,
 )
 from .optimization import build_optimizer, build_scheduler, polynomial_lr
-from .output import finished_before, is_finished, lock_output, refuse_inside_data, refuse_own_sources
-from .policy_stage import initial_policy, train_policy
+from .output import check_output, finished_before, is_finished, lock_output
+from .policy_stage import fit_policy, initial_policy, train_policy_first
 from .recipe import parse_recipe, refuse_another_recipe, save_recipe
 from .saving import push_to_hub, save_card, save_model_folder
+from .segmenter_stage import settle_options, train_segmenter
 from .steps import TrainingSteps
 from .tasks import PolicyTask, SegmentationTask
 
@@ -42,6 +44,7 @@ __all__ = [
     "PolicySourceArguments",
     "PolicyTask",
     "SegmentationTask",
+    "SegmenterArguments",
     "SuperpatchArguments",
     "TrainingSteps",
     "adopt_architecture",
@@ -52,9 +55,11 @@ __all__ = [
     "build_scheduler",
     "build_segmenter",
     "check_hub_name",
+    "check_output",
     "encoder_normalization",
     "finished_before",
     "fit",
+    "fit_policy",
     "initial_policy",
     "is_finished",
     "lock_output",
@@ -62,12 +67,12 @@ __all__ = [
     "polynomial_lr",
     "push_to_hub",
     "refuse_another_recipe",
-    "refuse_inside_data",
     "refuse_other_normalization",
-    "refuse_own_sources",
     "save_card",
     "save_model_folder",
     "save_recipe",
+    "settle_options",
     "settle_precision",
-    "train_policy",
+    "train_policy_first",
+    "train_segmenter",
 ]

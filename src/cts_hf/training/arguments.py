@@ -369,3 +369,9 @@ class PolicySourceArguments:
             raise ValueError(
                 f"policy ({self.policy!r}) is trained already and policy_epochs is {self.policy_epochs}: give one."
             )
+
+
+# What `examples/train.py` takes.
+SegmenterArguments = tuple[
+    DataArguments, ModelArguments, PolicyArguments, PolicySourceArguments, OptimizationArguments
+]

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run may do in its output folder, where an earlier run or somebody else has left files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from ..hub.output_folder import UNFINISHED, OutputFolder
 from ..hub.publishing import CODE_FILES, WEIGHT_FILES
-from .arguments import OptimizationArguments
+from .arguments import OptimizationArguments, check_hub_name
 from .checkpoints import CHECKPOINT_FILES, CHECKPOINTS, CheckpointFolder
 from .recipe import RECIPE_FILE
 
@@ -83,15 +83,33 @@ def finished_before(args: OptimizationArguments) -> bool:
     return is_over and not args.overwrite_output_dir and not CheckpointFolder(args.output_dir).list()
 
 
-def refuse_own_sources(output_dir: str | Path, sources: Mapping[str, str | None], subfolder: str = "") -> None:
+def check_output(
+    args: OptimizationArguments,
+    data_dir: str | None,
+    sources: Mapping[str, str | None],
+    subfolders: Sequence[str] = ("",),
+) -> None:
     """
-    Refuses sources that lie where the run writes, as it would replace them.
+    Refuses an output folder of which it is known before anything is read that the run must not write there.
 
     Args:
-        output_dir: folder of the run.
-        sources: by the name of its option, what is read: a path, an id on the Hub, or None.
-        subfolder: of another run, in the folder of this one.
+        args: `output_dir` must be set.
+        data_dir: folder of the data set, if it has one.
+        sources: by the name of its option, what the run starts from: a path, an id on the Hub, or None.
+        subfolders: where in the folder the run saves models.
+
+    Raises:
+        ValueError: a folder among the data or one that holds a source; or an upload to a name that no repository can
+            have.
     """
+    check_hub_name(args)
+    _refuse_inside_data(args.output_dir, data_dir)
+    for subfolder in subfolders:
+        _refuse_own_sources(args.output_dir, sources, subfolder)
+
+
+def _refuse_own_sources(output_dir: str | Path, sources: Mapping[str, str | None], subfolder: str) -> None:
+    """Refuses sources that lie where the run writes, as it would replace them."""
     own = (Path(output_dir) / subfolder).resolve()
     for name, source in sources.items():
         if source is None or not Path(source).exists():
@@ -105,7 +123,7 @@ def refuse_own_sources(output_dir: str | Path, sources: Mapping[str, str | None]
             )
 
 
-def refuse_inside_data(output_dir: str | Path, data_dir: str | None) -> None:
+def _refuse_inside_data(output_dir: str | Path, data_dir: str | None) -> None:
     """Refuses an output folder among the images or labels of a data set: its pictures would be taken for data."""
     folder = Path(output_dir).resolve()
     for name in ("images", "labels"):

@@ -1,13 +1,13 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The policy of a Segmenter: the one it starts from, and the stage that trains it alone before."""
+"""Training of a policy alone: by itself, or as the first stage of training a Segmenter."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 
-from ..data import SegmentationData
+from ..data import SegmentationData, SquashTransform
 from ..hub.loading import load_policy_folder
 from ..model.modeling_cts_policy import CtsPolicyModel
 from .arguments import (
@@ -16,6 +16,7 @@ from .arguments import (
     OptimizationArguments,
     PolicyArguments,
     PolicySourceArguments,
+    SegmenterArguments,
     SuperpatchArguments,
 )
 from .loop import build_accelerator, fit
@@ -57,13 +58,48 @@ def initial_policy(
     return build_policy(policy_args, model_args.patch_size, encoder_normalization(model_args))
 
 
-def train_policy(
+def fit_policy(
     policy: CtsPolicyModel,
-    arguments: tuple[DataArguments, ModelArguments, PolicyArguments, PolicySourceArguments, OptimizationArguments],
+    arguments: tuple[DataArguments, SuperpatchArguments, PolicyArguments, OptimizationArguments],
     data: SegmentationData,
+    accelerator: Accelerator,
+) -> tuple[CtsPolicyModel, dict[str, float]]:
+    """
+    Trains a policy alone, saves it, and then evaluates it: nothing that can fail comes between it and its folder.
+
+    Args:
+        policy: to be trained.
+        arguments: options of the run; `output_dir` must be set.
+        data: images and labels.
+        accelerator: of this run alone.
+
+    Returns:
+        The trained policy, and its metrics on the validation images.
+    """
+    data_args, superpatch_args, _, args = arguments
+    folder, processor = Path(args.output_dir), build_processor(data_args, policy.config)
+    eval_rows = data_args.evaluation_rows(data)
+    task = PolicyTask(policy, processor, eval_rows, arguments, superpatch_args.token_reduction)
+    transform = data_args.transform(policy.config)
+    if superpatch_args.squash:
+        transform = SquashTransform(data_args.crop_size, policy.config.image_mean, policy.config.image_std)
+    samples = data_args.training_samples(data, args.seed, transform)
+    policy = fit(task, samples, args, accelerator, data_args.num_workers)
+    if accelerator.is_main_process:
+        task.save(folder, {})
+        print(f"The policy is in {folder}.")
+    metrics = task.evaluate(accelerator, show_progress=True)
+    if accelerator.is_main_process:
+        save_card(folder, policy, metrics)
+    accelerator.wait_for_everyone()
+    return policy, metrics
+
+
+def train_policy_first(
+    policy: CtsPolicyModel, arguments: SegmenterArguments, data: SegmentationData
 ) -> CtsPolicyModel:
     """
-    Trains the policy alone, in `<output_dir>/policy`; a resumed run that has done so loads it from there.
+    Trains the policy of a Segmenter alone, in `<output_dir>/policy`, or loads it where the resumed run has done so.
 
     Args:
         policy: to be trained.
@@ -95,19 +131,9 @@ def train_policy(
         return load_policy_folder(folder)
     # An accelerator saves everything it was given: the policy gets one of its own.
     accelerator = build_accelerator(policy_optimization)
-    eval_rows = data_args.evaluation_rows(data)
-    processor = build_processor(data_args, policy.config)
-    task = PolicyTask(policy, processor, eval_rows, policy_arguments, model_args.token_reduction)
-    samples = data_args.training_samples(data, args.seed, data_args.transform(policy.config))
-    policy = fit(task, samples, policy_optimization, accelerator, data_args.num_workers)
-    if accelerator.is_main_process:
-        task.save(folder, {})
-    metrics = task.evaluate(accelerator)
+    policy, metrics = fit_policy(policy, policy_arguments, data, accelerator)
     accelerator.print("policy: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
-    if accelerator.is_main_process:
-        save_card(folder, policy, metrics)
-    accelerator.wait_for_everyone()
     return policy
 
 
-__all__ = ["initial_policy", "train_policy"]
+__all__ = ["fit_policy", "initial_policy", "train_policy_first"]

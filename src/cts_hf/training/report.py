@@ -1,0 +1,82 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a trained Segmenter reaches: a table, a model card and a picture."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..data import SegmentationData
+from ..evaluation.sharing import Sharing
+from ..evaluation.tables import format_table
+from ..evaluation.visualization import prediction_panel
+from ..hub.output_folder import OutputFolder
+from .saving import save_card
+from .tasks import SegmentationTask
+
+
+def sharings_to_compare(token_reduction: float) -> list[Sharing]:
+    """No sharing, and every other strategy at the budget that the model was trained with."""
+    shared = [Sharing(strategy, token_reduction) for strategy in ("learned", "random", "oracle")]
+    return [Sharing("none", 0.0), *(shared if token_reduction > 0 else [])]
+
+
+def report_segmenter(
+    folder: str | Path, task: SegmentationTask, results: list[dict[str, Any]], data: SegmentationData
+) -> None:
+    """
+    Prints the metrics of a trained Segmenter as a table, and adds them to the model card in its folder, with the
+    picture of a prediction.
+
+    Args:
+        folder: of the run, which holds the model.
+        task: its model, image processor and validation images.
+        results: metrics for each of several sharings, from `task.evaluate_sharings`.
+        data: the names and colors of the classes.
+    """
+    save_card(folder, task.model, {f"mean IoU, {_describe(result)}": result["mean_iou"] for result in results})
+    print(_table(results))
+    picture = draw_prediction(task, next(iter(task.eval_dataset)), data)
+    with OutputFolder(folder, "training") as output, output.writing() as unfinished:
+        picture.save(unfinished / "prediction.png")
+
+
+@torch.no_grad()
+def draw_prediction(task: SegmentationTask, row: dict[str, Any], data: SegmentationData) -> Image.Image:
+    """Image, ground truth, prediction and sharing grid of one row of `data`, at the size that the model sees."""
+    model, processor = task.model.eval(), task.processor
+    inputs = processor(row["image"], segmentation_maps=row["label"], return_tensors="pt")
+    height, width = inputs["pixel_values"].shape[-2:]
+    outputs = model(inputs["pixel_values"].to(model.device))
+    return prediction_panel(
+        row["image"].resize((width, height)),
+        processor.post_process_semantic_segmentation(outputs, target_sizes=[(height, width)])[0],
+        labels=np.asarray(inputs["labels"][0]),
+        shared_superpatches=outputs.shared_superpatches[0],
+        palette=data.palette,
+        superpatch_size=model.config.superpatch_size,
+        patch_size=model.config.patch_size,
+        classes=data.classes,
+    )
+
+
+def _describe(result: dict[str, Any]) -> str:
+    if result["token_reduction"] == 0:
+        return "no sharing"
+    return f"{result['sharing']} sharing of {result['token_reduction']:.0%} of the tokens"
+
+
+def _table(results: list[dict[str, Any]]) -> str:
+    # Mean IoU of each strategy, and how many of the superpatches that share a token hold one class.
+    rows = []
+    for result in results:
+        is_shared = result["token_reduction"] > 0
+        precision = f"{result.get('policy_precision_at_budget', float('nan')):.3f}" if is_shared else "-"
+        rows.append([result["sharing"], f"{result['token_reduction']:.1%}", f"{result['mean_iou']:.4f}", precision])
+    return "\n" + format_table(["sharing", "fewer tokens", "mean IoU", "one class"], rows) + "\n"
+
+
+__all__ = ["draw_prediction", "report_segmenter", "sharings_to_compare"]
