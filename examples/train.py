@@ -34,6 +34,7 @@ DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "scenes.yaml"
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Returns the metrics for each sharing, none where the run was finished before."""
     arguments = parse_recipe(get_args(SegmenterArguments), argv, DEFAULT_RECIPE)
     settle_options(arguments)
     args = arguments[-1]

@@ -33,6 +33,7 @@ DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "policy_scenes.yaml"
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Returns the metrics of the policy."""
     types = (DataArguments, SuperpatchArguments, PolicyArguments, PolicyOptimizationArguments)
     arguments = parse_recipe(types, argv, DEFAULT_RECIPE)
     data_args, _, policy_args, args = arguments
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 def train(arguments: tuple, accelerator: Accelerator) -> dict[str, float]:
+    """Trains, saves, evaluates and, where asked to, uploads."""
     data_args, superpatch_args, policy_args, args = arguments
     with accelerator.local_main_process_first():
         data = data_args.load()

@@ -152,7 +152,7 @@ def test_a_listing_that_is_no_file_is_refused(pascal_context):
     listing = pascal_context / "VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt"
     listing.unlink()
     listing.symlink_to("absent.txt")
-    with pytest.raises(DataError, match=r"val\.txt must be a text file, got a folder, .* leads nowhere"):
+    with pytest.raises(DataError, match=r"val\.txt must be a text file, got a folder, .* broken link"):
         load_segmentation_data("pascal_context", pascal_context)
 
 

@@ -178,7 +178,7 @@ def test_files_of_one_name_are_reported(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
 def test_what_is_no_file_is_reported(tmp_path):
-    """A link that leads nowhere stays: to read it says so."""
+    """A broken link is found: reading it names the problem."""
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "device.png").symlink_to("/dev/zero")
     (tmp_path / "link.png").symlink_to(tmp_path / "absent")

@@ -42,7 +42,7 @@ def train_policy(scenes, tmp_path_factory):
 
 
 def train(scenes, folder, *flags, **options):
-    """As `train_example`, with a policy that is trained jointly only where nothing else says where it comes from."""
+    """As `train_example`, where a policy that is given or trained first is not trained jointly, too."""
     if options.keys() & {"policy", "policy_epochs"}:
         options = {"policy_loss_weight": 0.0, **options}
     return train_example(scenes, folder, *flags, **options)
@@ -154,7 +154,7 @@ def test_train_goes_on_from_a_trained_model(scenes, tmp_path, num_labels, decode
             assert value.isfinite().all()
         else:
             torch.testing.assert_close(value, before[name], atol=1e-9, rtol=0)
-    # The recipe says what was done, and does it again.
+    # The recipe has the architecture that was trained.
     assert "hidden_size: 32" in (tmp_path / "run" / "train.yaml").read_text()
 
 
@@ -216,7 +216,7 @@ def test_train_normalizes_as_the_weights_expect(scenes, tmp_path):
     check_normalization(CtsPolicyConfig.from_pretrained(tmp_path / "run" / "policy"), policy_processor)
     assert "image_mean: null" in (tmp_path / "run" / "train.yaml").read_text()
 
-    # Training goes on with what it began with.
+    # Further training keeps the normalization.
     train(scenes, tmp_path / "on", model=tmp_path / "run", policy_loss_weight=0)
     assert normalization_of(tmp_path / "on") == [IMAGENET] * 3
     given = {"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "policy_image_mean": [0.5, 0.5, 0.5]}

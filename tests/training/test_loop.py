@@ -119,7 +119,7 @@ def test_resuming_from_nothing(scenes, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"There is no checkpoint .*gone. Pass 'latest' or one of these: none"):
         train(scenes, tmp_path, max_steps=1, resume_from_checkpoint=str(tmp_path / "gone"))
     train(scenes, tmp_path, max_steps=1, resume_from_checkpoint="latest")
-    assert "No checkpoint yet: starting anew" in capsys.readouterr().out
+    assert "There is no checkpoint yet: starting a new run" in capsys.readouterr().out
 
 
 def test_accumulation_steps_make_the_same_step(scenes, tmp_path):

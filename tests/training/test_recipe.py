@@ -291,7 +291,7 @@ def test_recipes_hold_only_options_that_there_are(recipe):
     [
         ({"batch_size": 0}, r"`batch_size` must be at least 1.*, got 0"),
         ({"learning_rate": 0, "min_lr": 0}, r"`learning_rate` must be above 0.*, got 0"),
-        ({"num_epochs": 0}, "num_epochs is 0 and max_steps 0: one must be above 0"),
+        ({"num_epochs": 0}, "`num_epochs` or `max_steps` must be above 0, got 0 and 0: set one"),
     ],
 )
 def test_impossible_options_are_refused(options, message):

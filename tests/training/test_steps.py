@@ -20,7 +20,7 @@ def rows(num_rows):
 
 
 def transform(image, label, rng):
-    """Samples that tell which image they are and what their generator draws."""
+    """Samples of the id of their image and of what their generator draws."""
     return {"pixel_values": torch.tensor(rng.random()), "labels": torch.tensor(np.array(label), dtype=torch.int64)}
 
 

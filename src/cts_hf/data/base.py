@@ -59,18 +59,24 @@ class SegmentationData:
     def __post_init__(self):
         check_classes(self.classes, "`classes`")
         if self.palette is not None and len(self.palette) != len(self.classes):
-            raise DataError(f"{len(self.palette)} colors for {len(self.classes)} classes: give one color a class.")
+            raise DataError(
+                f"`palette` must have a color for each of the {len(self.classes)} classes, got {len(self.palette)}: "
+                "add or remove colors."
+            )
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return len(self.classes)
 
     @property
     def id2label(self) -> dict[int, str]:
+        """Name of each class by its id, as configurations of transformers have them."""
         return dict(enumerate(self.classes))
 
     @property
     def label2id(self) -> dict[str, int]:
+        """Id of each class by its name."""
         return {name: index for index, name in enumerate(self.classes)}
 
     @property
@@ -152,8 +158,8 @@ def check_ignore_index(ignore_index: int) -> None:
 
 def check_classes(classes: Sequence[str], place: str) -> None:
     """
-    Refuses names of classes that are none, too many, blank, given twice, however many blanks are in them, or that hold
-    control characters or the ends of lines or paragraphs.
+    Refuses class names if there are none or too many, or if one is blank, is repeated (several blanks count as one),
+    or holds control characters or ends of lines or paragraphs.
 
     Args:
         classes: name of every class, in the order of their ids.
@@ -209,10 +215,10 @@ def _is_control(char: str) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """The text of a small UTF-8 file; editors of Windows mark these at their start (BOM), which is no text."""
+    """The text of a small UTF-8 file, without the mark (BOM) that editors of Windows write at its start."""
     if not path.is_file():
         raise DataError(
-            f"{printable(path)} must be a text file, got a folder, a special file or a link that leads nowhere: "
+            f"{printable(path)} must be a text file, got a folder, a special file or a broken link: "
             "correct or remove it."
         )
     try:

@@ -67,7 +67,7 @@ def id_problems(ids_of_files: dict[Path, np.ndarray], lookup: np.ndarray) -> lis
 
 
 def raise_problems(root: Path, problems: list[str], hint: str) -> None:
-    """Raises a `DataError` that lists all `problems`, if there are any, and says how to go on."""
+    """Raises a `DataError` that lists all `problems`, if there are any, with a hint on what to do."""
     if problems:
         counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise DataError("\n".join([f"{counted} in {printable(root)}:", *(f"  {line}" for line in problems), hint]))

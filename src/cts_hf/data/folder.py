@@ -107,12 +107,11 @@ def _read_classes(path: Path) -> tuple[str, ...] | None:
 
 
 def _refuse_named_ignore_index(path: Path, classes: tuple[str, ...], ignore_index: int, reduce_labels: bool) -> None:
-    # Else this class would be neither learned nor measured, and nothing would say so.
+    # Otherwise this class would silently be neither learned nor measured.
     first = 1 if reduce_labels else 0
     if first <= ignore_index < first + len(classes):
         raise DataError(
-            f"ignore_index is {ignore_index}, which is the id of the class {classes[ignore_index - first]!r}: {path} "
-            f"names the ids {first} to {first + len(classes) - 1}. Leave ignore_index out to learn this class. To "
-            "ignore it, store its pixels as 255, which is always ignored, or if it is id 0, remove its line and pass "
-            "reduce_labels instead."
+            f"`ignore_index` must not be the id of a class, got {ignore_index}, which {path} names "
+            f"{classes[ignore_index - first]!r}: leave ignore_index out to learn this class. To ignore it, store its "
+            "pixels as 255, which is always ignored, or if it is id 0, remove its line and pass reduce_labels instead."
         )

@@ -72,7 +72,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def unreadable(path: str | Path, error: BaseException) -> str:
-    """The line that says why a file could not be read."""
+    """The line that names a file and why it cannot be read."""
     return f"{printable(path)}: cannot be read as a picture ({error or type(error).__name__})"
 
 
@@ -126,7 +126,7 @@ def by_name(named: Iterable[tuple[str, Path]]) -> tuple[dict[str, Path], list[st
 def special_file(path: Path) -> str | None:
     """
     The line that says why a path must not be opened: a pipe, socket or device could keep a reader waiting for ever.
-    `None` for files, folders, and links that lead nowhere.
+    `None` for files, folders, and broken links.
     """
     if path.is_file() or path.is_dir() or not path.exists():
         return None

@@ -116,6 +116,7 @@ class _Canvas:
         self.colors: list[np.ndarray] = []
 
     def paint(self, region: np.ndarray, label: int) -> None:
+        """Gives the pixels where `region` is true a class and a color of it, over what was painted there before."""
         colors = COLORS[label]
         color = np.asarray(colors[self.rng.integers(len(colors))]) + self.rng.normal(0, COLOR_JITTER, 3)
         self.region[region] = len(self.labels)
@@ -124,9 +125,11 @@ class _Canvas:
 
     @property
     def label(self) -> np.ndarray:
+        """The class of each pixel."""
         return np.asarray(self.labels, np.uint8)[self.region]
 
     def render(self, rng: np.random.Generator, label: np.ndarray) -> np.ndarray:
+        """The image: colors, with texture and light drawn from `rng`."""
         image = np.asarray(self.colors, np.float32)[self.region] + self._texture(rng, label)[..., None]
         direction = rng.normal(0, 0.12, 2)
         light = rng.uniform(0.8, 1.15) + direction[0] * (self.x - 0.5) + direction[1] * (self.y - 0.5)

@@ -21,10 +21,10 @@ from ..model.configuration_cts_checks import channel_values
 
 STREAM_SHUFFLE_BUFFER = 1000
 MAX_SEED = 2**32 - 1  # of numpy
-# Not in recipes: they replace, go on with or upload what is not the recipe's own.
+# Not allowed in recipes: whoever repeats a run should not thereby overwrite, resume or upload anything.
 COMMAND_LINE_ONLY = frozenset({"overwrite_output_dir", "resume_from_checkpoint", "push_to_hub"})
-# What may differ when a run is resumed: where it goes, how long it is, and what it reports, evaluates and saves on the
-# way. All else would make another model than the options saved beside it say.
+# What may differ when a run is resumed: where it is written, how long it is, and what it reports, evaluates and saves
+# on the way. If others did, the model would not be what the options saved beside it describe.
 FREE_ON_RESUME = frozenset(
     {
         "output_dir",
@@ -52,13 +52,13 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": help, **metadata})
 
 
-# Upper bounds are far above any use: what exceeds them is a mistake that would end in an overflow, or never.
+# Upper bounds are far above any use: what exceeds them is a mistake that would overflow or never end.
 _LARGEST = 10**9
 _FROM_0, _FROM_1 = (0, _LARGEST), (1, _LARGEST)
 _PIXELS = (1, 100_000)
 _LAYERS = (0, 1000)
 _EPOCHS = (0, 1_000_000)
-_LEARNING_RATE = (-1000, 1000)  # that it is above 0 is checked apart
+_LEARNING_RATE = (-1000, 1000)  # that it is above 0 is checked separately
 _THREADS = 1024
 
 
@@ -118,7 +118,7 @@ class DataArguments(DatasetArguments):
         refuse_outside(
             self,
             **dict.fromkeys(("crop_size", "base_size", "eval_window", "eval_stride"), _PIXELS),
-            scale_range=(-100, 100),  # that it is above 0 is for the transform to check
+            scale_range=(-100, 100),  # the transform checks that it is above 0
             num_workers=(0, _THREADS),
             max_eval_samples=_FROM_1,
         )
@@ -171,9 +171,9 @@ class OptimizationArguments:
     """How weights are trained, evaluated and saved. The same recipe gives the same steps on any number of devices."""
 
     output_dir: str | None = option(None, "Folder for the model and its checkpoints, outputs/<data set> by default.")
-    overwrite_output_dir: bool = option(False, "Start anew where an earlier run has left checkpoints.")
+    overwrite_output_dir: bool = option(False, "Start a new run where an earlier one has left checkpoints.")
     resume_from_checkpoint: str | None = option(
-        None, "'latest', or a folder <output_dir>/checkpoints/step_...; 'latest' starts anew where there is none."
+        None, "'latest', or a folder <output_dir>/checkpoints/step_...; 'latest' starts a new run where there is none."
     )
 
     batch_size: int = option(8, "Images of one optimizer step, over all devices and accumulation steps.")
@@ -224,7 +224,9 @@ class OptimizationArguments:
         if self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
         if self.max_steps <= 0 and self.num_epochs <= 0:
-            raise ValueError(f"num_epochs is {self.num_epochs} and max_steps {self.max_steps}: one must be above 0.")
+            raise ValueError(
+                f"`num_epochs` or `max_steps` must be above 0, got {self.num_epochs} and {self.max_steps}: set one."
+            )
         if not 0 <= self.min_lr <= self.learning_rate and self.lr_scheduler == "polynomial":
             raise ValueError(
                 f"`min_lr` must be between 0 and learning_rate, which is {self.learning_rate}, got {self.min_lr}."
@@ -275,7 +277,7 @@ class ModelArguments:
 
     model: str | None = option(
         None,
-        "Go on from this trained Segmenter, local or on the Hub: its architecture, weights and policy; its classifier "
+        "Trained Segmenter to start from, local or on the Hub: its architecture, weights and policy; its classifier "
         "if there are as many classes. Options of the architecture are then the model's own.",
     )
     patch_size: int = option(16, "Height and width of a patch in pixels; a superpatch is 2 x 2 patches.")

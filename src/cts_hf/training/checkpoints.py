@@ -104,21 +104,21 @@ class CheckpointFolder:
             accelerator.save_state(str(unfinished))
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                # Steps do not tell which is the latest, where a run was resumed from an earlier one.
+                # The step does not show which is the latest, where a run was resumed from an earlier one.
                 serial = 1 + max(filter(math.isfinite, map(_serial, self.list())), default=0)
                 _write_progress(unfinished, {"serial": serial, **progress})
-                self._delete(self.folder / name)  # a run that was resumed from an earlier checkpoint comes by again
+                self._delete(self.folder / name)  # of a run that was resumed from an earlier one
                 self._move(unfinished, self.folder / name)
                 for old in self.list()[: -self.total_limit]:
                     self._delete(old)
-        except Exception as error:  # a full disk is another error in each library that writes here
+        except Exception as error:  # each library that writes here has an error of its own for a full disk
             if accelerator.is_main_process and unfinished is not None and unfinished.exists():
                 self.output.delete([f"{self._relative(unfinished)}/"])
             last = self.list()
-            advice = f"go on with --resume_from_checkpoint {last[-1]}" if last else "start again"
+            advice = f"resume with --resume_from_checkpoint {last[-1]}" if last else "start again"
             raise ValueError(
                 f"The checkpoint of step {step} could not be written to {self.folder}: {error}. Make room there or "
-                f"mend what is wrong, and {advice}."
+                f"correct the cause, and {advice}."
             ) from error
         accelerator.wait_for_everyone()
 
@@ -180,9 +180,9 @@ class CheckpointFolder:
             if file.suffix == ".safetensors":
                 continue
             try:
-                # accelerate goes on without a word where random states cannot be read.
+                # accelerate silently goes on where random states cannot be read.
                 load_weights_only(file, map_location="cpu")
-            except Exception as error:  # damaged archives raise whatever the broken part makes of them
+            except Exception as error:  # the error depends on which part of the archive is damaged
                 raise _damaged(file, error) from error
         try:
             accelerator.load_state(str(checkpoint))
@@ -213,7 +213,7 @@ class CheckpointFolder:
 
 
 def _serial(checkpoint: Path) -> float:
-    """As which one, counted from 1, a checkpoint was written; infinity if it does not say, as it is damaged."""
+    """The position of a checkpoint, from 1, in the order of writing; infinity if it is damaged and has none."""
     try:
         serial = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))["serial"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -1,6 +1,6 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A training that has gone astray is stopped before any of it is saved."""
+"""Stops a training whose loss or weights are not finite, before they are saved."""
 
 import torch
 from accelerate import Accelerator
@@ -11,8 +11,7 @@ from ..hub.loading import describe_not_finite
 
 class FiniteLoss:
     """
-    At which step the loss was not finite for the first time. It is remembered on the device, so that no step waits for
-    the answer.
+    Records the first step whose loss is not finite. The record stays on the device, so that no step waits for it.
 
     Args:
         device: where the losses are.

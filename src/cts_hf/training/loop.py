@@ -104,7 +104,7 @@ def _fit(
     checkpoints = CheckpointFolder(args.output_dir, args.save_total_limit)
     refuse_earlier_run(args)
     task.check(accelerator)
-    # Dropout and drop path differ between processes, weights do not: they were made before.
+    # Dropout and drop path shall differ between processes; the weights, made before, do not.
     set_seed(args.seed, device_specific=True)
     data = describe_data(task, samples)
     progress = resume_or_start(checkpoints, task, data, scheduler, args, accelerator, steps.total)
@@ -126,7 +126,7 @@ def _fit(
         try:
             loss = _backward(model, batches, task, accelerator)
         except ValueError:
-            # A policy with weights that are not finite has no ranking, and its model says so, but not at which step.
+            # A policy whose weights are not finite cannot rank; the error of its model does not name the step.
             finite.check_weights(task.model, progress.step)
             raise
         if args.max_grad_norm > 0:
@@ -151,7 +151,7 @@ def _fit(
             values = {"loss": accelerator.reduce(loss).item(), "learning_rate": learning_rate}
             bar.set_postfix(loss=f"{values['loss']:.3f}", lr=f"{learning_rate:.1e}")
             accelerator.log({f"{task.name}/{name}": value for name, value in values.items()}, step=progress.step)
-        # Before the evaluation, which may fail, and draws no random numbers that a later step would miss.
+        # Before the evaluation, which may fail; it draws no random numbers, so that the order changes no later step.
         progress.evaluation_due = evaluates
         if saves:
             checkpoints.save(accelerator, progress.step, run_state(progress, task, data))
@@ -171,7 +171,7 @@ def _backward(model: nn.Module, batches: list[Batch], task: Task, accelerator: A
     step_loss = torch.zeros((), device=accelerator.device)
     for index, (batch, count) in enumerate(zip(batches, counts, strict=True)):
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-        # Gradients travel between processes once a step.
+        # Processes exchange gradients once a step.
         with nullcontext() if index == len(batches) - 1 else accelerator.no_sync(model):
             outputs = task.forward(model, batch)
             # The mean over no pixel at all is NaN, which no factor removes.

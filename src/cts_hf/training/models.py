@@ -52,7 +52,7 @@ def encoder_normalization(args: ModelArguments) -> Normalization:
 
 
 def policy_config(args: PolicyArguments, patch_size: int, normalization: Normalization = HALF) -> CtsPolicyConfig:
-    """The configuration of a policy with these options, and `normalization` where they say none."""
+    """The configuration of a policy with these options, and `normalization` where they have none."""
     return CtsPolicyConfig(
         superpatch_size=2 * patch_size,
         output_stride=args.policy_output_stride,
@@ -72,7 +72,7 @@ def build_policy(args: PolicyArguments, patch_size: int, normalization: Normaliz
     Args:
         args: its options.
         patch_size: of the Segmenter, in pixels.
-        normalization: of its images, unless its options say it or its weights are known to expect another.
+        normalization: of its images, unless its options or what its weights are known to expect differ.
     """
     policy = CtsPolicyModel(policy_config(args, patch_size, normalization))
     if args.policy_weights:
@@ -161,7 +161,7 @@ def build_segmenter(
     Args:
         args: its options.
         policy: the policy, trained or not; `None` leaves that of `args.model`.
-        source_args: tells whether the policy is trained on.
+        source_args: with the weight of the policy's loss, 0 if it is frozen.
         data: its classes become the labels.
         image_size: height and width of training crops in pixels.
 

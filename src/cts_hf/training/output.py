@@ -24,7 +24,7 @@ _PATTERNS = (
     *(f"{BEST}/{name}" for name in _MODEL_FILES),
     *(f"{CHECKPOINTS}/step_*/{name}" for name in CHECKPOINT_FILES),
 )
-# What a run leaves on its way, and makes again.
+# What a run writes before its model, and again when it is repeated.
 _ON_THE_WAY = (f"{BEST}/", f"{CHECKPOINTS}/")
 
 
@@ -35,8 +35,8 @@ def lock_output(output_dir: str | Path, accelerator: Accelerator) -> AbstractCon
 
 def refuse_earlier_run(args: OptimizationArguments) -> None:
     """
-    Refuses to train into a folder that holds what the run would replace: files that no run wrote in any case, those of
-    an earlier run unless it is this one that goes on, or `overwrite_output_dir`.
+    Refuses to train into a folder with files that the run would replace. Files that no run wrote are always refused,
+    those of an earlier run unless it is resumed or `overwrite_output_dir` is set.
 
     Raises:
         ValueError: it names the files.
@@ -59,7 +59,7 @@ def refuse_earlier_run(args: OptimizationArguments) -> None:
     if args.overwrite_output_dir or checkpoints.contains(resumed):
         return
     if args.resume_from_checkpoint == "latest":
-        # A run that was killed before its first checkpoint starts anew.
+        # A run that was killed before its first checkpoint starts again.
         if is_finished(folder.path):
             folder.refuse_existing(_MODEL_FILES)
         return
@@ -78,7 +78,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def finished_before(args: OptimizationArguments) -> bool:
-    """Whether the run that is to be resumed from its latest checkpoint has none, as it came to its end before that."""
+    """Whether a run that is to be resumed from its latest checkpoint has finished without writing one."""
     is_over = args.resume_from_checkpoint == "latest" and is_finished(Path(args.output_dir))
     return is_over and not args.overwrite_output_dir and not CheckpointFolder(args.output_dir).list()
 
@@ -137,8 +137,8 @@ def _refuse_inside_data(output_dir: str | Path, data_dir: str | None) -> None:
 
 def delete_earlier_run(args: OptimizationArguments) -> None:
     """
-    Deletes what earlier runs are recorded to have written, and says how many files that were: all of it to overwrite
-    the folder, else what a killed run has left on its way.
+    Deletes files that earlier runs have recorded, and prints how many: all of them to overwrite the folder, else those
+    that a killed run has left unfinished, with its checkpoints and best model.
     """
     folder = OutputFolder(args.output_dir, "training")
     names = sorted(folder.written)

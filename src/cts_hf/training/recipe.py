@@ -75,7 +75,7 @@ def _parser(dataclass_types: Sequence[type], **options: Any) -> HfArgumentParser
 
 
 class Unquoted(NamedTuple):
-    """A word of a recipe that is no string: how it is written, and what YAML or JSON make of it."""
+    """A value of a recipe that is no string: its text, and the value that YAML or JSON reads."""
 
     text: str
     value: Any
@@ -86,11 +86,12 @@ class Unquoted(NamedTuple):
 
 class _RecipeLoader(yaml.SafeLoader):
     """
-    Reads YAML without what changes values unseen. Booleans, numbers, dates and null become [`Unquoted`]; keys that are
-    there twice, anchors, aliases (which can stand for more values than fit in memory) and tags are refused.
+    Reads YAML without its features that silently change values. Booleans, numbers, dates and null become [`Unquoted`];
+    repeated keys, anchors, aliases (which can stand for more values than fit in memory) and tags are refused.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuses anchors, aliases and tags."""
         event = self.peek_event()
         if event.anchor is not None or getattr(event, "tag", None) is not None:
             raise yaml.MarkedYAMLError(
@@ -103,10 +104,12 @@ class _RecipeLoader(yaml.SafeLoader):
         """Leaves `<<` a key as any other: there is nothing to merge without aliases."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        """Refuses repeated keys."""
         _refuse_twice(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         return super().construct_mapping(node, deep)
 
     def construct_unquoted(self, node: Any) -> Unquoted:
+        """A value that is no string, with its text."""
         return Unquoted(node.value or "null", yaml.SafeLoader.yaml_constructors[node.tag](self, node))
 
 
@@ -171,7 +174,7 @@ def _converted(options: dict[str, Any], parser: ArgumentParser, path: str | Path
         is_list = action.nargs == "+"
         plain = value.value if isinstance(value, Unquoted) else value
         if plain is None or plain == []:
-            # No words of the command line stand for these, but `save_recipe` writes the defaults that are empty.
+            # The command line cannot express these, but `save_recipe` writes defaults that are empty.
             if plain != default:
                 parser.error(
                     f"argument --{name}: expected a value in the recipe {path}, got {value!r}: give one, or leave the "
@@ -192,7 +195,7 @@ def _converted(options: dict[str, Any], parser: ArgumentParser, path: str | Path
 
 
 def _converted_value(item: Any, action: Action, parser: ArgumentParser, path: str | Path) -> Any:
-    """One value of a recipe in the type of its option, if what YAML makes of it is what is written."""
+    """One value of a recipe in the type of its option, if YAML reads it as it is written."""
     text, value = item if isinstance(item, Unquoted) else (item, item)
     if action.type is str:
         allowed, converted = "a string: write it in quotes", item if isinstance(item, str) else None
@@ -223,7 +226,7 @@ def effective_options(arguments: Sequence[Any]) -> dict[str, Any]:
 
 def refuse_changed_options(saved: dict[str, Any], arguments: Sequence[Any], place: Path, free: frozenset[str]) -> None:
     """
-    Refuses to go on with options that differ from those that an earlier part of the run was made with.
+    Refuses options that differ from those with which the run was started.
 
     Args:
         saved: the earlier options.
@@ -257,7 +260,7 @@ def refuse_another_recipe(folder: Path, arguments: Sequence[Any]) -> None:
             raise ValueError(f"it must map options to values, it is a {type(saved).__name__}")
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
-            f"{folder / RECIPE_FILE} cannot be read ({error}): train the model in {folder} anew."
+            f"{folder / RECIPE_FILE} cannot be read ({error}): train the model in {folder} again."
         ) from error
     refuse_changed_options(saved, arguments, folder, FREE_ON_RESUME - {"num_epochs", "max_steps"})
 
@@ -275,7 +278,7 @@ def _is_same(saved: Any, current: Any) -> bool:
 def save_recipe(folder: str | Path, arguments: Sequence[Any]) -> None:
     """
     Writes the effective options to `train.yaml` in `folder`, so that `--recipe` repeats the run. Those that only the
-    command line may give are not among them: who repeats a run does not thereby replace or upload anything.
+    command line may give are left out, so that repeating a run neither replaces nor uploads anything.
     """
     options = {name: value for name, value in effective_options(arguments).items() if name not in COMMAND_LINE_ONLY}
     text = yaml.safe_dump(options, sort_keys=False, default_flow_style=None, width=119)

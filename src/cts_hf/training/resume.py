@@ -1,6 +1,6 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Where a training run starts: anew, or where a checkpoint left it that was made with the same options and data."""
+"""Starts a training run, or resumes it from a checkpoint that was made with the same options and data."""
 
 import hashlib
 import math
@@ -54,14 +54,14 @@ class Progress:
             or not isinstance(values["evaluation_due"], bool)
         ):
             raise ValueError(
-                f"{place} must say where a run is ({', '.join(sorted(names))}), got {values}: it is damaged. Resume "
-                "from another checkpoint."
+                f"{place} must hold the progress of a run ({', '.join(sorted(names))}), got {values}: it is damaged. "
+                "Resume from another checkpoint."
             )
         return cls(**values)
 
 
 def run_state(progress: Progress, task: Task, data: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of a run: its progress, its options, and its data as [`describe_data`] has them."""
+    """What a checkpoint records of a run: its progress, its options, and its data as [`describe_data`] has them."""
     return {"progress": asdict(progress), "options": effective_options(task.arguments), "data": data}
 
 
@@ -86,7 +86,7 @@ def resume_or_start(
         progress = _resume(checkpoints, checkpoint, task, data, accelerator, total_steps)
         set_step(scheduler, progress.step)
     elif args.resume_from_checkpoint:
-        accelerator.print("No checkpoint yet: starting anew.")
+        accelerator.print("There is no checkpoint yet: starting a new run.")
     accelerator.wait_for_everyone()
     continues = checkpoints.contains(checkpoint)
     if not continues:

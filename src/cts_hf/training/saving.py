@@ -52,13 +52,13 @@ def save_model_folder(
             _write_card(unfinished, model, metrics, title, (output.path / subfolder).resolve().name)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"The model could not be written to {Path(folder) / subfolder}: {error}. Make room there or mend what is "
-            "wrong; a run that has checkpoints goes on with --resume_from_checkpoint latest."
+            f"The model could not be written to {Path(folder) / subfolder}: {error}. Make room there or correct "
+            "the cause; a run that has checkpoints is resumed with --resume_from_checkpoint latest."
         ) from error
 
 
 def save_card(folder: str | Path, model: PreTrainedModel, metrics: dict[str, float], title: str | None = None) -> None:
-    """Writes the model card of a folder of [`save_model_folder`] anew, with the metrics measured since."""
+    """Replaces the model card in a folder of [`save_model_folder`] by one with metrics that were measured since."""
     with OutputFolder(folder, "training") as output, output.writing() as unfinished:
         _write_card(unfinished, model, metrics, title, output.path.resolve().name)
 
@@ -85,6 +85,6 @@ def push_to_hub(folder: str | Path, repo_id: str | None = None) -> str:
         return upload_folder(folder, repo_id).url
     except Exception as error:  # no login, no network, no right to write: each has an error of its own
         raise ValueError(
-            f"The model is in {folder}, but it could not be uploaded: {error}. Mend that, and upload it with "
+            f"The model is in {folder}, but it could not be uploaded: {error}. Correct that, and upload it with "
             f"examples/push_to_hub.py --folder {folder}."
         ) from error

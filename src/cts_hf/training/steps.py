@@ -1,6 +1,6 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The order of training samples: a function of seed and step only, so that a run can stop and go on anywhere."""
+"""The order of training samples: a function of seed and step only, so that a run can be resumed at any step."""
 
 from collections.abc import Iterator
 
@@ -95,7 +95,7 @@ class TrainingSteps:
     Args:
         samples: training samples.
         args: batch_size, gradient_accumulation_steps, num_epochs, max_steps and seed.
-        accelerator: tells which part of each batch this process takes.
+        accelerator: has the number of this process, which decides its part of each batch.
         num_workers: processes that make samples.
     """
 

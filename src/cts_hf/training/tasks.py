@@ -34,7 +34,7 @@ class Task(Protocol):
 
     Attributes:
         name: for progress bars and trackers.
-        score: the metric, of those `evaluate` gives, that the best model has most of.
+        score: name of the metric, of those of `evaluate`, that is highest for the best model.
         model: the model.
         arguments: options dataclasses of the run.
     """
@@ -87,25 +87,29 @@ class SegmentationTask:
         self.arguments, self.inference = arguments, inference
 
     def count(self, batch: Batch) -> int:
+        """Number of pixels that are not ignored."""
         return int((batch["labels"] != IGNORE_INDEX).sum())
 
     def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
+        """The outputs of the Segmenter, with the loss of the policy in it if that is trained jointly."""
         return model(**batch)
 
     def check(self, accelerator: Accelerator) -> None:
+        """Evaluates the first image."""
         self.model.to(accelerator.device)
         evaluate_segmentation(
             self.model, self.eval_dataset.take(1), self.processor, options=self.inference, accelerator=accelerator
         )
 
     def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
+        """Mean IoU and the other numbers of `evaluate_sharings`, at the budget of the model and by its policy."""
         sharing = Sharing("learned", self.model.config.token_reduction)
         return _numbers(self.evaluate_sharings([sharing], accelerator, show_progress=False)[0])
 
     def evaluate_sharings(
         self, sharings: Sequence[Sharing], accelerator: Accelerator, show_progress: bool = True
     ) -> list[dict[str, Any]]:
-        """The metrics of several policies and budgets, as `cts_hf.evaluation.evaluate_sharings` gives them."""
+        """The metrics of several sharing strategies and budgets, those of `cts_hf.evaluation.evaluate_sharings`."""
         return evaluate_sharings(
             self.model,
             self.eval_dataset,
@@ -117,6 +121,7 @@ class SegmentationTask:
         )
 
     def save(self, folder: Path, metrics: dict[str, float], subfolder: str = "") -> None:
+        """Writes the folder of [`save_model_folder`]."""
         save_model_folder(folder, self.model, self.processor, self.arguments, metrics, subfolder=subfolder)
 
 
@@ -147,12 +152,15 @@ class PolicyTask:
         self.arguments, self.token_reduction = arguments, token_reduction
 
     def count(self, batch: Batch) -> int:
+        """Number of superpatches that are not ignored."""
         return int((self._targets(batch["labels"]) != IGNORE_INDEX).sum())
 
     def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
+        """The outputs of the policy, with the loss on superpatch targets."""
         return model(batch["pixel_values"], labels=self._targets(batch["labels"]))
 
     def check(self, accelerator: Accelerator) -> None:
+        """Evaluates the first image."""
         self.model.to(accelerator.device)
         first = PolicyTask(self.model, self.processor, self.eval_dataset.take(1), self.arguments, self.token_reduction)
         first.evaluate(accelerator)
@@ -192,6 +200,7 @@ class PolicyTask:
         return metrics.compute(accelerator)
 
     def save(self, folder: Path, metrics: dict[str, float], subfolder: str = "") -> None:
+        """Writes the folder of [`save_model_folder`]."""
         save_model_folder(folder, self.model, self.processor, self.arguments, metrics, subfolder=subfolder)
 
     def _targets(self, labels: torch.Tensor) -> torch.Tensor:
