@@ -20,6 +20,7 @@ from .arguments import DataArguments, ModelArguments, PolicyArguments, PolicySou
 
 # Epsilon that TensorFlow's EfficientNet-Lite0 was trained with.
 TF_BATCH_NORM_EPS = 1e-3
+# Options that are fields of the configuration, too, and that a trained model has already.
 ARCHITECTURE = (
     "patch_size",
     "hidden_size",
@@ -109,15 +110,8 @@ def segmenter_config(
     """The configuration of a Segmenter with these options; the arguments are those of [`build_segmenter`]."""
     return CtsConfig(
         image_size=image_size,
-        patch_size=args.patch_size,
-        hidden_size=args.hidden_size,
-        num_hidden_layers=args.num_hidden_layers,
-        num_attention_heads=args.num_attention_heads,
         intermediate_size=4 * args.hidden_size,
-        use_distillation_token=args.use_distillation_token,
-        decoder_type=args.decoder_type,
-        decoder_hidden_size=args.decoder_hidden_size,
-        decoder_num_hidden_layers=args.decoder_num_hidden_layers,
+        **{name: getattr(args, name) for name in ARCHITECTURE},
         image_mean=args.image_mean,
         image_std=args.image_std,
         policy_config=policy_config.to_diff_dict(),

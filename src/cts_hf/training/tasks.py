@@ -109,7 +109,7 @@ class SegmentationTask:
     def evaluate_sharings(
         self, sharings: Sequence[Sharing], accelerator: Accelerator, show_progress: bool = True
     ) -> list[dict[str, Any]]:
-        """The metrics of several sharing strategies and budgets, those of `cts_hf.evaluation.evaluate_sharings`."""
+        """The metrics of several sharing strategies and budgets, as the function [`evaluate_sharings`] gives them."""
         return evaluate_sharings(
             self.model,
             self.eval_dataset,
