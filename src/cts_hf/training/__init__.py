@@ -12,15 +12,23 @@ from .arguments import (
     SegmenterArguments,
     SuperpatchArguments,
     check_hub_name,
+    settle_precision,
 )
 from .checkpoints import CheckpointFolder
 from .loop import build_accelerator, fit
-from .models import adopt_architecture, build_policy, build_processor, build_segmenter
+from .models import (
+    adopt_architecture,
+    build_policy,
+    build_processor,
+    build_segmenter,
+    encoder_normalization,
+    refuse_other_normalization,
+)
 from .optimization import build_optimizer, build_scheduler, polynomial_lr
-from .output import check_output, finished_before, lock_output
+from .output import check_output, finished_before, is_finished, lock_output
 from .policy_stage import fit_policy, initial_policy
 from .recipe import parse_recipe, refuse_another_recipe, save_recipe
-from .saving import push_to_hub, save_model_folder
+from .saving import push_to_hub, save_card, save_model_folder
 from .segmenter_stage import settle_options, train_segmenter
 from .steps import TrainingSteps
 from .tasks import PolicyTask, SegmentationTask
@@ -48,17 +56,22 @@ __all__ = [
     "build_segmenter",
     "check_hub_name",
     "check_output",
+    "encoder_normalization",
     "finished_before",
     "fit",
     "fit_policy",
     "initial_policy",
+    "is_finished",
     "lock_output",
     "parse_recipe",
     "polynomial_lr",
     "push_to_hub",
     "refuse_another_recipe",
+    "refuse_other_normalization",
+    "save_card",
     "save_model_folder",
     "save_recipe",
     "settle_options",
+    "settle_precision",
     "train_segmenter",
 ]
