@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 from cts_hf.hub.output_folder import LOCK, RECORD, OutputFolder
+
+from ..helpers.locks import another_process_tries
 
 
 def files_in(folder):
@@ -104,40 +104,23 @@ def test_what_a_killed_run_left_is_emptied(tmp_path):
         assert files_in(tmp_path) == {"best/whole"}
 
 
-def is_locked_for_others(path):
-    """Whether another process cannot have the lock; it imports nothing but the lock, so that it is fast."""
-    code = "import sys, filelock; filelock.FileLock(sys.argv[1], timeout=0).acquire()"
-    finished = subprocess.run(
-        [sys.executable, "-c", code, str(path / LOCK)], capture_output=True, text=True, check=False
-    )
-    assert finished.returncode == 0 or "Timeout" in finished.stderr
-    return finished.returncode != 0
-
-
 def test_one_run_at_a_time(tmp_path):
     with OutputFolder(tmp_path, "training"):
-        assert is_locked_for_others(tmp_path)
+        with another_process_tries(tmp_path / LOCK) as has_it:
+            assert not has_it
         with OutputFolder(tmp_path, "training"):  # the process that has it may enter again
             pass
-        assert is_locked_for_others(tmp_path)
-    assert not is_locked_for_others(tmp_path)
+        with another_process_tries(tmp_path / LOCK) as has_it:
+            assert not has_it
+    with another_process_tries(tmp_path / LOCK) as has_it:
+        assert has_it
 
 
 def test_a_second_run_is_refused_at_once(tmp_path):
-    code = (
-        "import sys, filelock; held = filelock.FileLock(sys.argv[1]).acquire(); print('locked', flush=True); input()"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / LOCK)]
-    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout.readline() == "locked\n"
-        with (
-            pytest.raises(ValueError, match=f"Another run is writing to {tmp_path}"),
-            OutputFolder(tmp_path, "training"),
-        ):
-            pass
-    finally:
-        other.communicate("done\n")
+    with another_process_tries(tmp_path / LOCK) as has_it:
+        assert has_it
+        with pytest.raises(ValueError, match=f"Another run is writing to {tmp_path}"):
+            OutputFolder(tmp_path, "training").__enter__()
     with OutputFolder(tmp_path, "training"):
         pass
 
@@ -154,7 +137,8 @@ def test_a_child_does_not_keep_the_lock_of_its_parent(tmp_path):
         os._exit(0)
     folder.__exit__()
     try:
-        assert not is_locked_for_others(tmp_path)
+        with another_process_tries(tmp_path / LOCK) as has_it:
+            assert has_it
     finally:
         os.close(writing)
         os.waitpid(child, 0)

@@ -4,8 +4,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -13,6 +11,7 @@ from cts_hf import CtsForSemanticSegmentation
 from cts_hf.hub.output_folder import LOCK, OutputFolder
 from cts_hf.training import loop
 
+from ..helpers.locks import another_process_tries
 from ..helpers.training_runs import contents, largest_difference, no_step, train_example
 
 
@@ -154,18 +153,11 @@ def test_a_training_whose_evaluation_fails_is_not_lost(scenes, tmp_path, monkeyp
 
 
 def test_two_runs_in_one_folder_are_refused(scenes, tmp_path, monkeypatch):
-    code = (
-        "import sys, filelock; held = filelock.FileLock(sys.argv[1]).acquire(); print('locked', flush=True); input()"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / LOCK)]
-    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     no_step(monkeypatch)
-    try:
-        assert other.stdout.readline() == "locked\n"
+    with another_process_tries(tmp_path / LOCK) as has_it:
+        assert has_it
         with pytest.raises(ValueError, match=f"Another run is writing to {tmp_path}"):
             train_example(scenes, tmp_path)
-    finally:
-        other.communicate("done\n")
 
 
 def test_what_other_scripts_wrote_is_deleted_only_with_the_rest(scenes, tmp_path):
