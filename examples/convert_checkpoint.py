@@ -33,7 +33,7 @@ ORIGINAL = ("checkpoint.pth", "variant.yml")
 
 @dataclass
 class ConversionArguments:
-    """What to convert, and what the weights do not tell."""
+    """What to convert, and what does not follow from the weights."""
 
     source: str = field(metadata={"help": "Folder or file of the checkpoint."})
     output_dir: str = field(metadata={"help": "Folder to write, or to add to."})

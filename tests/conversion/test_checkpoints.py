@@ -116,7 +116,7 @@ def test_weights_that_come_without_a_normalization(name, tmp_path):
     folder = write_original(tmp_path / "run", golden["weights"], meta)
     assert convert_checkpoint(folder, image_std=1)[0].config.image_std == [1.0] * 3
     folder = write_original(tmp_path / "run", golden["weights"], meta, normalization="clip")
-    with pytest.raises(ValueError, match="normalization 'clip', there are vit, deit"):
+    with pytest.raises(ValueError, match="must be one of vit, deit, got 'clip'"):
         convert_checkpoint(folder)
 
 
@@ -126,12 +126,12 @@ def test_names_and_options(tmp_path):
     model, _ = convert_checkpoint(folder, class_names=["ant", "bee", "cat", "dog"])
     assert model.config.label2id == {"ant": 0, "bee": 1, "cat": 2, "dog": 3}
     assert convert_checkpoint(folder / "checkpoint.pth", token_reduction=0.25)[0].config.token_reduction == 0.25
-    with pytest.raises(ValueError, match="4 classes, got names of 2"):
+    with pytest.raises(ValueError, match="4 classes of the weights, got 2 names"):
         convert_checkpoint(folder, class_names=["a", "b"])
     variant = yaml.unsafe_load((folder / "variant.yml").read_text())
     variant["dataset_kwargs"]["dataset"] = "ade20k"
     (folder / "variant.yml").write_text(yaml.dump(variant))
-    with pytest.raises(ValueError, match=f"4 classes, got names of {len(ADE20K_CLASSES)}"):
+    with pytest.raises(ValueError, match=f"4 classes of the weights, got {len(ADE20K_CLASSES)} names"):
         convert_checkpoint(folder)
     (folder / "variant.yml").write_text("!!python/object/apply:os.getcwd []")
     with pytest.raises(ValueError, match="must be a YAML file of options"):
@@ -167,16 +167,16 @@ def test_policies(tmp_path):
 
 def test_other_checkpoints_are_refused(tmp_path):
     torch.save(tiny_policy(width_coefficient=1.0, depth_coefficient=1.0).state_dict(), tmp_path / "policy.pth")
-    with pytest.raises(ValueError, match="is a policy, not a segmentation model: convert it with `load_policy`"):
+    with pytest.raises(ValueError, match="must hold a segmentation model, got a policy: convert it"):
         convert_checkpoint(tmp_path / "policy.pth")
     torch.save(build_segmenter().state_dict(), tmp_path / "segmenter.pth")
-    with pytest.raises(ValueError, match="holds a mmsegmentation model, not a policy"):
+    with pytest.raises(ValueError, match="must hold a policy, got a mmsegmentation model"):
         load_policy(tmp_path / "segmenter.pth")
     torch.save({"patch_embed.proj.weight": torch.ones(1)}, tmp_path / "vit.pth")
-    with pytest.raises(ValueError, match="image encoder alone"):
+    with pytest.raises(ValueError, match="got an image encoder: load it"):
         convert_checkpoint(tmp_path / "vit.pth")
     torch.save({"fc.weight": torch.ones(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"no checkpoint of .* its weights are fc\.weight"):
+    with pytest.raises(ValueError, match=r"must be a checkpoint of .* got weights of other names: fc\.weight"):
         convert_checkpoint(tmp_path / "other.pth")
 
 
@@ -195,7 +195,7 @@ def test_the_way_back_to_the_original(options, tmp_path):
     with pytest.raises(ValueError, match=r"normalize as config\.json says, .*0\.485.*, got .*0\.5, 0\.5"):
         save_original(model, CtsImageProcessor(), tmp_path / "other")
     black = {"image_mean": [0, 0, 0]}
-    with pytest.raises(ValueError, match="no normalization with mean"):
+    with pytest.raises(ValueError, match="must be those of a normalization that the original has"):
         save_original(tiny_model(**ORIGINAL_OPTIONS, **black), CtsImageProcessor(**black), tmp_path / "other")
     weights = torch.load(tmp_path / "checkpoint.pth", weights_only=True)["model"]
     assert weights["encoder.head.weight"].shape == (1000, 32)
@@ -235,7 +235,7 @@ def test_what_the_original_cannot_express_is_refused(tmp_path):
 
 def test_folders_that_would_give_a_random_policy_are_refused(tmp_path):
     tiny_model().save_pretrained(tmp_path / "segmenter")
-    with pytest.raises(ValueError, match=r"whole segmentation model, not a policy\. Give the folder of its policy"):
+    with pytest.raises(ValueError, match="must hold a policy, got a whole segmentation model: give the folder of"):
         load_policy(tmp_path / "segmenter")
     policy = tiny_policy()
     weights = policy.state_dict()

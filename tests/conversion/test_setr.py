@@ -45,7 +45,7 @@ def test_without_auxiliary_heads(decoder):
     weights = {name: value for name, value in build_setr(decoder).state_dict().items() if "auxiliary" not in name}
     model = convert_mmsegmentation(weights, num_attention_heads=2)
     assert model.config.auxiliary_loss_weight == 0
-    with pytest.raises(ValueError, match=r"The weights contradict auxiliary_loss_weight=0\.4"):
+    with pytest.raises(ValueError, match=r"those of the weights, got auxiliary_loss_weight=0\.4"):
         convert_mmsegmentation(weights, num_attention_heads=2, auxiliary_loss_weight=0.4)
 
 

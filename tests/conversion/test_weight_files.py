@@ -29,9 +29,9 @@ SHAPED += ["decoder.mask_norm.weight", "decoder.proj_patch"]
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({0: torch.ones(2)}, "holds no weights: .* got the entries 0: a Tensor"),
-        ({}, r"holds no weights: .* got the entries \(none\)"),
-        ({DECIDING: "x"}, f"holds no weights: .* got the entries '{DECIDING}': a str"),
+        ({0: torch.ones(2)}, "must hold a dictionary of tensors .* got the entries 0: a Tensor"),
+        ({}, r"must hold a dictionary of tensors .* got the entries \(none\)"),
+        ({DECIDING: "x"}, f"must hold a dictionary of tensors .* got the entries '{DECIDING}': a str"),
         ({DECIDING: torch.ones(2)}, rf"weight '{DECIDING}' must have 4 dimensions, got the shape \(2,\)"),
         ({DECIDING: torch.tensor(1.0)}, rf"weight '{DECIDING}' must have 4 dimensions, got the shape \(\)"),
         ({"backbone.patch_embed.projection.weight": torch.ones(2)}, f"weight '{DECIDING}' must have 4 dimensions"),

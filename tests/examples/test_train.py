@@ -119,7 +119,7 @@ def test_train_takes_a_trained_policy_and_evaluates_in_windows(scenes, train_pol
 
 def test_a_segmenter_is_refused_as_policy(scenes, tmp_path):
     tiny_model().save_pretrained(tmp_path / "segmenter")
-    with pytest.raises(ValueError, match="whole segmentation model, not a policy"):
+    with pytest.raises(ValueError, match="must hold a policy, got a whole segmentation model"):
         train(scenes, tmp_path / "run", policy=tmp_path / "segmenter")
 
 

@@ -59,7 +59,7 @@ def folders(tmp_path_factory):
     poisoned += "cts.policy.head.bias, cts.policy.head.weight|cts.policy.head.weight, cts.policy.head.bias"
     return [
         (write_model(folder / "dropped", drop_three), f"config.json describes. 3 missing: {names}. Save it again"),
-        (folder / "policy", "holds a policy, not a segmentation model. Give the folder of the model"),
+        (folder / "policy", "must hold a segmentation model, got a policy: give the folder of the model"),
         (write_model(folder / "poisoned", poison_policy), poisoned),
     ]
 
@@ -145,7 +145,7 @@ def test_complete_folders_open(tmp_path):
 def test_what_is_no_model_is_said_so(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     folder = write_model(tmp_path / "model")
-    with pytest.raises(ValueError, match="holds a whole segmentation model, not a policy"):
+    with pytest.raises(ValueError, match="must hold a policy, got a whole segmentation model"):
         load_policy_folder(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "segformer"}))
     with pytest.raises(ValueError, match=r"`model_type` 'cts' in its config.json., got `model_type` 'segformer'"):

@@ -160,7 +160,7 @@ DESCRIPTIONS = [
 
 
 @pytest.mark.parametrize(("files", "expected"), DESCRIPTIONS)
-def test_folders_and_repositories_tell(files, expected, tmp_path, monkeypatch):
+def test_folders_and_repositories_say_it(files, expected, tmp_path, monkeypatch):
     save_file({"pos_embed": torch.zeros(1)}, tmp_path / "model.safetensors")
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
@@ -249,7 +249,7 @@ def test_a_model_records_what_the_weights_it_loads_expect(tmp_path, caplog):
     assert (model.config.policy_config.image_mean, model.config.policy_config.image_std) == HALF
     assert not logged(caplog)
 
-    # Nothing tells: the model's stays, and this is said.
+    # Nothing says: the model's stays, and this is logged.
     load_vit_weights(model, tmp_path / "vit.pth")
     assert (model.config.image_mean, model.config.image_std) == KNOWN
     (message,) = logged(caplog)

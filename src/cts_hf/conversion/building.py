@@ -17,10 +17,12 @@ def encoder_shapes(
     image_size: int | tuple[int, int] | None = None,
     patch_size: int | None = None,
 ) -> dict[str, Any]:
-    """The options of [`CtsConfig`] for encoder and policy that the shapes of weights under the original names tell."""
+    """The options of [`CtsConfig`] for encoder and policy that follow from the shapes of weights of the original."""
     _, num_channels, kernel_size, _ = require_weight(state_dict, "encoder.patch_embed.proj.weight", num_dims=4).shape
     if patch_size not in (None, kernel_size):
-        raise ValueError(f"The weights are for patch_size={kernel_size}, got patch_size={patch_size}.")
+        raise ValueError(
+            f"`patch_size` must be that of the weights, {kernel_size}, got {patch_size}: leave the option out."
+        )
     intermediate_size, hidden_size = require_weight(state_dict, "encoder.blocks.0.mlp.fc1.weight", num_dims=2).shape
     policy_config = None
     if use_policy := any(name.startswith("policy_net.") for name in state_dict):
@@ -44,7 +46,7 @@ def encoder_shapes(
 
 
 def decoder_shapes(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The options of [`CtsConfig`] for the decoder that the shapes of a Segmenter's weights tell."""
+    """The options of [`CtsConfig`] for the decoder that follow from the shapes of a Segmenter's weights."""
     is_linear = "decoder.head.weight" in state_dict
     classifier, num_dims = ("decoder.head.weight", 2) if is_linear else ("decoder.mask_norm.weight", 1)
     return {
@@ -65,7 +67,7 @@ def build_model(
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`): The weights.
-        shapes (`dict`): The options of [`CtsConfig`] that they tell.
+        shapes (`dict`): The options of [`CtsConfig`] that follow from their shapes.
         source_name (`Callable[[str], str]`): Gives the name in `state_dict` of a weight of the model.
         options (`dict`): Further options of [`CtsConfig`].
 
@@ -79,13 +81,14 @@ def build_model(
         _merge_policy_config(options, shapes)
     if contradicted := sorted(name for name in options.keys() & shapes.keys() if options[name] != shapes[name]):
         pairs = ", ".join(f"{name}={options[name]!r} (weights: {shapes[name]!r})" for name in contradicted)
-        raise ValueError(f"The weights contradict {pairs}. Leave these options out: they are read off the weights.")
+        raise ValueError(f"Options must be those of the weights, got {pairs}: leave them out.")
     num_names = len(options.get("id2label") or {})
     if num_names not in (0, shapes["num_labels"]):
         raise ValueError(
-            f"The weights are for {shapes['num_labels']} classes, got names of {num_names}. Pass one name per class."
+            f"`id2label` must name the {shapes['num_labels']} classes of the weights, got {num_names} names: give one "
+            "for each class."
         )
-    # No shape tells the heads.
+    # No shape depends on the number of heads.
     num_attention_heads = options.get("num_attention_heads") or max(1, shapes["hidden_size"] // 64)
     config = CtsConfig(**{"token_reduction": 0.0, **options, **shapes, "num_attention_heads": num_attention_heads})
     model = CtsForSemanticSegmentation(config)
@@ -94,7 +97,7 @@ def build_model(
 
 
 def _merge_policy_config(options: dict[str, Any], shapes: dict[str, Any]) -> None:
-    # Shapes tell the stage of the backbone that is read; its padding and epsilon are for the caller to say.
+    # The stage of the backbone that is read shows in the shapes, its padding and epsilon do not.
     given = options.pop("policy_config", None) or {}
     given = given if isinstance(given, Mapping) else given.to_dict()
     read = shapes["policy_config"]
@@ -108,8 +111,8 @@ def _square_size(num_patches: int, patch_size: int) -> int:
     side = round(num_patches**0.5)
     if side * side != num_patches:
         raise ValueError(
-            f"The position embeddings are for {num_patches} patches, which make no square. Pass `image_size` as "
-            "(height, width)."
+            f"`image_size` must be given where position embeddings are those of no square, got {num_patches} of them "
+            "and no size: give (height, width) of the training."
         )
     return side * patch_size
 

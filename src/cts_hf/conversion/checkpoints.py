@@ -97,7 +97,7 @@ def convert_checkpoint(
     elif kind == "mmsegmentation":
         model = convert_mmsegmentation(state_dict, **options)
     else:
-        raise ValueError(f"{source} is a {kind}, not a segmentation model: convert it with `load_policy`.")
+        raise ValueError(f"{source} must hold a segmentation model, got a {kind}: convert it with `load_policy`.")
     if policy is not None:
         model.set_policy(load_policy(policy, superpatch_size=model.config.superpatch_size))
     check_finite(model, source)
@@ -123,7 +123,7 @@ def load_policy(source: str | Path, **options: Any) -> CtsPolicyModel:
     state_dict = _strip_module(read_weights(source))
     kind = _recognize(state_dict, source)
     if kind not in ("policy", "policy backbone"):
-        raise ValueError(f"{source} holds a {kind} model, not a policy: convert it with `convert_checkpoint`.")
+        raise ValueError(f"{source} must hold a policy, got a {kind} model: convert it with `convert_checkpoint`.")
     if kind == "policy backbone":
         options |= _choose_normalization(source, state_dict, kind, options)
     converted = convert_policy(state_dict, **options)
@@ -243,8 +243,9 @@ def _normalization_name(config: CtsConfig) -> str:
         if ours == theirs:
             return name
     raise ValueError(
-        f"The original has no normalization with mean and standard deviation {tuple(ours)}, only "
-        f"{', '.join(f'{name} {tuple(values)}' for name, values in _NORMALIZATIONS.items())}."
+        f"Mean and standard deviation must be those of a normalization that the original has, "
+        f"{', '.join(f'{name} {tuple(values)}' for name, values in _NORMALIZATIONS.items())}, got {tuple(ours)}: keep "
+        "the model in the format of this package (`save_pretrained`)."
     )
 
 
@@ -270,7 +271,10 @@ def _variant_options(variant: Mapping[str, Any]) -> dict[str, Any]:
         options["token_reduction"] = 3 * num_shared / (num_unshared + 4 * num_shared)
     normalization = net.get("normalization")
     if normalization is not None and normalization not in _NORMALIZATIONS:
-        raise ValueError(f"variant.yml has normalization {normalization!r}, there are {', '.join(_NORMALIZATIONS)}.")
+        raise ValueError(
+            f"`net_kwargs.normalization` in variant.yml must be one of {', '.join(_NORMALIZATIONS)}, got "
+            f"{normalization!r}: correct it."
+        )
     if normalization is not None:
         options |= _NORMALIZATIONS[normalization]._asdict()
     return {name: value for name, value in options.items() if value is not None}
@@ -290,7 +294,7 @@ def _choose_normalization(
 def _class_names(
     variant: Mapping[str, Any], checkpoint: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]
 ) -> Sequence[str] | None:
-    """The names that `variant.yml` or the metadata of mmsegmentation (either of its forms) tell, if they do."""
+    """The names that `variant.yml` or the metadata of mmsegmentation (either of its forms) say, if they do."""
     dataset = (variant.get("dataset_kwargs") or {}).get("dataset")
     if dataset in BENCHMARK_CLASSES:
         return BENCHMARK_CLASSES[dataset]
@@ -323,12 +327,12 @@ def _recognize(state_dict: Mapping[str, torch.Tensor], source: str | Path) -> st
             return kind
     if "embeddings.patch_embeddings.projection.weight" in state_dict or "patch_embed.proj.weight" in state_dict:
         raise ValueError(
-            f"{source} holds an image encoder alone. Load it into a model with `cts_hf.conversion.load_vit_weights`, "
-            "or train with `--backbone_weights`."
+            f"{source} must hold a segmentation model or a policy, got an image encoder: load it into a model with "
+            "`cts_hf.conversion.load_vit_weights`, or train with `--backbone_weights`."
         )
     raise ValueError(
-        f"{source} is no checkpoint of CTS, Segmenter, mmsegmentation's Segmenter or SETR, or a policy network: "
-        f"its weights are {', '.join(sorted(state_dict)[:5])}, ..."
+        f"{source} must be a checkpoint of CTS, of Segmenter, of mmsegmentation's Segmenter or SETR, or of a policy "
+        f"network, got weights of other names: {', '.join(sorted(state_dict)[:5])}, ..."
     )
 
 

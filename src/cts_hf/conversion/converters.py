@@ -64,12 +64,12 @@ def convert_segmenter(
         patch_size (`int`, *optional*):
             Side of a patch in pixels; read off the weights by default.
         num_attention_heads (`int`, *optional*):
-            Heads of the encoder, which no shape tells; `hidden_size // 64` by default, as in every published model.
+            Heads of the encoder, on which no shape depends; `hidden_size // 64` by default, as all published have.
         token_reduction (`float`):
             Fraction of the tokens that the model removes unless a call says otherwise.
         options:
-            Options of [`CtsConfig`] that no shape tells: dropout rates, `image_mean` and `image_std` (ImageNet's for
-            DeiT), `id2label`, `tf_padding` in `policy_config`...
+            Options of [`CtsConfig`] on which no shape depends: dropout rates, `image_mean` and `image_std` (ImageNet's
+            for DeiT), `id2label`, `tf_padding` in `policy_config`...
 
     Returns:
         [`CtsForSemanticSegmentation`]: In float32 and evaluation mode.
@@ -160,7 +160,7 @@ def convert_policy(
         superpatch_size (`int`):
             Side of a superpatch in pixels.
         output_stride (`int`, *optional*):
-            Stage of the backbone to read: 32, 16 or 8. The last one that there are weights for by default; weights of
+            Stage of the backbone to read: 32, 16 or 8. By default the last one of the weights; weights of
             later stages of a backbone without classifier are left out.
         batch_norm_eps (`float`), tf_padding (`bool`):
             1e-5 and `False` for PyTorch's weights; 1e-3 and `True` for TensorFlow's (`tf_efficientnet_lite0`).
@@ -236,8 +236,8 @@ def load_policy_backbone(
         state_dict = rename_lite0_package(state_dict)
         if not model.config.tf_padding:
             raise ValueError(
-                f"{source} holds weights of TensorFlow's EfficientNet-Lite0. Configure the policy with "
-                "tf_padding=True and batch_norm_eps=1e-3."
+                f"`tf_padding` must be True for {source}, which holds weights of TensorFlow's EfficientNet-Lite0, got "
+                f"{model.config.tf_padding}: configure the policy with tf_padding=True and batch_norm_eps=1e-3."
             )
     converted = convert_policy(
         state_dict,

@@ -21,7 +21,7 @@ def weights_normalization(
 ) -> Normalization | None:
     """
     What the weights of others expect images to be normalized with, as far as it is known: `config.json` of timm and of
-    this package and `preprocessor_config.json` of transformers tell. Of a file without these, Google's AugReg and
+    this package and `preprocessor_config.json` of transformers say. Of a file without these, Google's AugReg and
     TensorFlow's EfficientNet-Lite0 are known by the names of their weights, and DeiT by its distillation token.
 
     Args:
@@ -31,7 +31,7 @@ def weights_normalization(
             What is in it, if it has been read already.
 
     Returns:
-        [`Normalization`], or `None` if nothing tells.
+        [`Normalization`], or `None` if nothing says.
 
     Raises:
         FileNotFoundError: If there are no such weights, or a repository cannot be asked.
@@ -81,8 +81,8 @@ def choose_normalization(
     }
     if known is None and not is_given:
         logger.warning(
-            f"Nothing tells what the weights of {source} expect images to be normalized with: it is {chosen}. Give "
-            "`image_mean` and `image_std` if they expect something else."
+            f"It is not known what the weights of {source} expect images to be normalized with: {chosen} is taken. "
+            "Give `image_mean` and `image_std` if they expect something else."
         )
     return Normalization(**chosen)
 

@@ -50,12 +50,12 @@ def setr_name(name: str) -> str:
 
 def setr_shapes(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """
-    The options of [`CtsConfig`] for the decoder that the shapes of a SETR's weights tell. How much a head
+    The options of [`CtsConfig`] for the decoder that follow from the shapes of a SETR's weights. How much a head
     upsamples is in no shape: by 4 after convolutions of side 1, by 2 after those of side 3, as in mmsegmentation's
     configurations.
 
     Raises:
-        ValueError: If a weight that tells is missing or misshaped, or if they are those of SETR-MLA.
+        ValueError: If a weight that decides one of them is missing or misshaped, or if they are those of SETR-MLA.
     """
     if any(name.startswith("neck.") for name in state_dict):
         raise ValueError(

@@ -65,8 +65,8 @@ def weights_of(checkpoint: dict[Any, Any], source: str | Path) -> dict[str, torc
     ]
     if not weights or strange:
         raise ValueError(
-            f"{source} holds no weights: expected a dictionary of tensors by name, possibly under 'state_dict' or "
-            f"'model', got the entries {', '.join(strange[:5]) or '(none)'}."
+            f"{source} must hold a dictionary of tensors by name, possibly under 'state_dict' or 'model', got the "
+            f"entries {', '.join(strange[:5]) or '(none)'}: save the weights alone."
         )
     return weights
 
@@ -101,7 +101,9 @@ def read_checkpoint(source: str | Path) -> dict[str, Any]:
         ) from error
     checkpoint = _load_pickled(path)
     if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, expected a dictionary of weights.")
+        raise ValueError(
+            f"{path} must hold a dictionary of weights, got a {type(checkpoint).__name__}: save the state dict."
+        )
     return checkpoint
 
 
@@ -213,9 +215,12 @@ def read_variant(source: str | Path) -> dict[str, Any]:
     try:
         variant = yaml.load(path.read_text(encoding="utf-8"), Loader=_VariantLoader)
     except (yaml.YAMLError, OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} must be a YAML file of options in UTF-8, got: {error}") from error
+        raise ValueError(f"{path} must be a YAML file of options in UTF-8, got: {error}. Copy it again.") from error
     if not isinstance(variant, dict) or not isinstance(variant.get("net_kwargs"), dict):
-        raise ValueError(f"{path} must be a mapping with `net_kwargs`, as Segmenter's training writes it.")
+        raise ValueError(
+            f"{path} must be a mapping with `net_kwargs`, as Segmenter's training writes it, got something else: copy "
+            "the one of the checkpoint."
+        )
     _check_variant(variant, path)
     return variant
 

@@ -193,7 +193,7 @@ def rename_lite0_package(state_dict: Mapping[str, torch.Tensor]) -> dict[str, to
     renamed = {}
     for name, value in state_dict.items():
         if match := re.match(r"_blocks\.(\d+)\.(\w+)\.(\w+)$", name):
-            # What there is not in this network keeps its name, and is listed as left over.
+            # A block that this network lacks keeps its name, and is listed as left over.
             if int(match[1]) < len(stages):
                 stage, block = stages[int(match[1])]
                 name = f"blocks.{stage}.{block}.{_LITE0_NAMES[stage > 0].get(match[2], match[2])}.{match[3]}"
@@ -216,8 +216,8 @@ def require_weight(state_dict: Mapping[str, torch.Tensor], name: str, num_dims: 
     """The weight of that name, or an error that shows which names there are, or that it has other dimensions."""
     if name not in state_dict:
         raise ValueError(
-            f"These are not the weights of the expected model: {name!r} is missing among {len(state_dict)} tensors "
-            f"({', '.join(sorted(state_dict)[:5])}, ...). Pass the state dict itself, under its original names."
+            f"The weights must hold {name!r}, got {len(state_dict)} tensors without it "
+            f"({', '.join(sorted(state_dict)[:5])}, ...): pass the state dict itself, under its original names."
         )
     value = state_dict[name]
     if value.ndim != num_dims:
@@ -239,8 +239,8 @@ def backbone_output_stride(state_dict: Iterable[str], prefix: str) -> int:
     num_stages = count_blocks(state_dict, f"{prefix}blocks.")
     if num_stages not in _STRIDE_OF_NUM_STAGES:
         raise ValueError(
-            f"An EfficientNet-Lite0 backbone has 7 stages, or 5 or 3 of them, got weights of {num_stages} under "
-            f"'{prefix}blocks.'."
+            f"An EfficientNet-Lite0 backbone must have 7 stages, or the first 5 or 3 of them, got {num_stages} under "
+            f"'{prefix}blocks.': these are the weights of another model."
         )
     return _STRIDE_OF_NUM_STAGES[num_stages]
 

@@ -256,7 +256,7 @@ def _load_complete(kind: type[Model], source: str | Path, ignore: tuple[str, ...
 
 
 def _check_shards(folder: Path) -> None:
-    """Refuses an index of weights, if there is one, that is none or names files outside of the folder."""
+    """Refuses an index of weights that has another form, or names files outside of the folder."""
     for path in (folder / SAFE_WEIGHTS_INDEX_NAME, folder / WEIGHTS_INDEX_NAME):
         if not path.is_file():
             continue
@@ -292,14 +292,14 @@ def _load_config(
             return kind.from_pretrained(source, **_place(options))
     if (found, expected) == (CtsConfig.model_type, CtsPolicyConfig.model_type):
         raise ValueError(
-            f"{source} holds a whole segmentation model, not a policy. Give the folder of its policy "
+            f"{source} must hold a policy, got a whole segmentation model: give the folder of its policy "
             "(examples/train.py leaves the one it trains in OUTPUT_DIR/policy), or save the model's own with "
             f"`CtsForSemanticSegmentation.from_pretrained({str(source)!r}).cts.policy.save_pretrained(FOLDER)`."
         )
     if (found, expected) == (CtsPolicyConfig.model_type, CtsConfig.model_type):
         raise ValueError(
-            f"{source} holds a policy, not a segmentation model. Give the folder of the model that has it; a policy "
-            "becomes part of a model with `model.set_policy`, or with examples/train.py --policy."
+            f"{source} must hold a segmentation model, got a policy: give the folder of the model that has it; a "
+            "policy becomes part of a model with `model.set_policy`, or with examples/train.py --policy."
         )
     raise ValueError(
         f"{source} must hold a {_describe(expected)} of this package (`model_type` {expected!r} in its config.json), "

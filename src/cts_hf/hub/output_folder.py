@@ -122,7 +122,7 @@ class OutputFolder:
 
         Args:
             subfolder (`str`): POSIX path in this folder.
-            last (`str`): Name of the file that is moved last, so that it tells whether all are there.
+            last (`str`): Name of the file that is moved last, so that all are there where it is.
 
         Raises:
             ValueError: If a file would replace something that no run wrote; the new files then stay where they are.

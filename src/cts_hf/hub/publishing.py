@@ -136,7 +136,9 @@ def upload_folder(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}. Save a model there first.")
+        raise FileNotFoundError(
+            f"`folder` must be that of a model, got {folder}, which is absent: save a model there first."
+        )
     repo_id = folder.resolve().name if repo_id is None else repo_id
     _check_repo_id(repo_id)
     files = _files_to_upload(folder)
@@ -165,7 +167,7 @@ def _check_repo_id(repo_id: str) -> None:
 
 
 def _files_to_upload(folder: Path) -> list[str]:
-    """Names of the folder's own files that belong to a model; a link that leads elsewhere is none of them."""
+    """Names of the folder's own files that belong to a model; links that lead elsewhere do not count."""
     root = folder.resolve()
     return sorted(
         path.name
@@ -182,12 +184,14 @@ def _check(folder: Path, files: list[str]) -> None:
         missing.append("model.safetensors")
     if missing:
         raise ValueError(
-            f"{folder} lacks {', '.join(missing)}. Save model and image processor there with `save_pretrained`, and "
-            "write a README.md; weights in other formats than safetensors are not uploaded."
+            f"{folder} must hold all parts of a model, but lacks {', '.join(missing)}: save model and image processor "
+            "there with `save_pretrained`, and write a README.md; only weights in safetensors are uploaded."
         )
     for name in files:
         if not name.endswith((".safetensors", ".png")) and _TOKEN.search((folder / name).read_bytes()):
-            raise ValueError(f"{folder / name} holds what looks like a token of the Hub. Remove it, and revoke it.")
+            raise ValueError(
+                f"{folder / name} must hold no token of the Hub, got what looks like one: remove it, and revoke it."
+            )
     check_model_folder(folder)
 
 
