@@ -19,6 +19,7 @@ PACKAGE = "cts_hf"
 ALLOWED = {
     "model": set(),
     "hub": {"model"},
+    "existing": {"model", "hub"},
     "data": {"model", "hub"},
     "conversion": {"model", "hub", "data"},
     "evaluation": {"model", "hub", "data"},

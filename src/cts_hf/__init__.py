@@ -5,6 +5,7 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
+from .existing import apply_cts, remove_cts
 from .model.configuration_cts import CtsConfig, CtsPolicyConfig
 from .model.image_processing_cts import CtsImageProcessor
 from .model.image_processing_pil_cts import CtsImageProcessorPil
@@ -49,8 +50,10 @@ __all__ = [
     "CtsSemanticSegmenterOutput",
     "TokenLayout",
     "__version__",
+    "apply_cts",
     "build_layout",
     "num_shared_superpatches",
+    "remove_cts",
     "share",
     "superpatch_targets",
     "unshare",

@@ -130,6 +130,16 @@ def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
     return tuple(levels)
 
 
+def check_patch_shape(shape: tuple[int, int], covered: tuple[int, ...], level: int) -> None:
+    """Refuses rows and columns of patches that superpatches do not cover but for a part of one."""
+    for side, covered_side in zip(shape, covered, strict=True):
+        if not covered_side <= side < covered_side + level:
+            raise ValueError(
+                f"`shape` must be the rows and columns of patches of which {level} x {level} superpatches cover "
+                f"{covered}, got {tuple(shape)}: give scores of every whole superpatch."
+            )
+
+
 def check_level_scores(scores: list[torch.Tensor], levels: tuple[int, ...]) -> None:
     """
     Refuses scores of superpatches, `(batch_size, superpatch_rows, superpatch_columns)` for each level, that are no

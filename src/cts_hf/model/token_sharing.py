@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.utils import ModelOutput
 
 from .modeling_cts_checks import (
@@ -45,6 +46,7 @@ from .modeling_cts_checks import (
     check_count,
     check_level_scores,
     check_levels,
+    check_patch_shape,
     check_superpatch_mask,
     check_tensor,
     has_values,
@@ -121,6 +123,7 @@ def build_layout(
     levels: Sequence[int] = (2,),
     superpatch_mask: torch.Tensor | None = None,
     max_tokens: int | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> TokenLayout:
     """
     Lets the `num_shared` superpatches with the highest scores of each image share a token. Of equal scores, the
@@ -143,10 +146,14 @@ def build_layout(
         max_tokens (`int`, *optional*):
             Length of the rows of a batch whose images differ in size or budget, at least the most tokens of an image;
             the number of patches by default.
+        shape (`tuple[int, int]`, *optional*):
+            Rows and columns of patches, where the last of them lie in no whole superpatch and never share; by default
+            those that the superpatches cover.
 
     Raises:
         ValueError: If levels do not nest, scores are of other shapes or hold NaN, a budget is out of range,
-            `superpatch_mask` has another dtype or shape, or an image has more than `max_tokens` tokens.
+            `superpatch_mask` has another dtype or shape, an image has more than `max_tokens` tokens, or `shape` is
+            not covered but for a part of a superpatch.
     """
     levels = check_levels(levels)
     scores, budgets = _per_level("scores", scores, levels), _per_level("num_shared", num_shared, levels)
@@ -165,6 +172,9 @@ def build_layout(
         finer_level = levels[index - 1] if index > 0 else 1
         unshared = available = _repeat(unshared, levels[index] // finer_level)
 
+    if shape is not None:
+        check_patch_shape(shape, tuple(unshared.shape[1:]), levels[-1])
+        unshared = _extend(unshared, shape, value=True)
     num_patches = unshared.shape[1] * unshared.shape[2]
     if superpatch_mask is None and not any(isinstance(budget, torch.Tensor) for budget in budgets):
         saved = sum((level**2 - 1) * budget for level, budget in zip(levels, budgets, strict=True))
@@ -251,6 +261,18 @@ def unshare(tokens: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
     return _take(tokens, layout.patch_to_token)
 
 
+def prepend(layout: TokenLayout, num_prefix: int) -> TokenLayout:
+    """The layout of sequences that start with `num_prefix` tokens and patches more, which stand for themselves."""
+    prefix = torch.arange(num_prefix, device=layout.patch_to_token.device).expand(len(layout.patch_to_token), -1)
+    mask = layout.token_mask
+    return TokenLayout(
+        layout.shared_superpatches,
+        torch.cat([prefix, layout.token_source + num_prefix], dim=1),
+        torch.cat([prefix, layout.patch_to_token + num_prefix], dim=1),
+        None if mask is None else torch.cat([torch.ones_like(prefix, dtype=torch.bool), mask], dim=1),
+    )
+
+
 def _per_level(name: str, values: Any, levels: tuple[int, ...]) -> list[Any]:
     if not isinstance(values, (tuple, list)):
         values = [values]
@@ -280,6 +302,12 @@ def _repeat(values: torch.Tensor, side: int) -> torch.Tensor:
     return values.repeat_interleave(side, dim=-2).repeat_interleave(side, dim=-1)
 
 
+def _extend(values: torch.Tensor, shape: tuple[int, int], value: int = 0) -> torch.Tensor:
+    """Values of patches that lie in superpatches, with `value` for the rows and columns behind them."""
+    rows, columns = shape[0] - values.shape[-2], shape[1] - values.shape[-1]
+    return nn.functional.pad(values, (0, columns, 0, rows), value=value) if rows or columns else values
+
+
 def _take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     # Copies whole rows of the flattened batch: on a CPU many times faster than `gather`, which goes value by value.
     batch_size, length = values.shape[:2]
@@ -294,7 +322,8 @@ def _number_tokens(
     Numbers the tokens: patches that share none, `(batch_size, rows, columns)`, bool, and the superpatches of each
     level that are one token. What neither of them covers is padding.
     """
-    batch_size, num_patches, device = unshared.shape[0], unshared.shape[1] * unshared.shape[2], unshared.device
+    (batch_size, *shape), device = unshared.shape, unshared.device
+    num_patches = shape[0] * shape[1]
     is_token = torch.cat([unshared.flatten(1), *(chosen.flatten(1) for chosen in shared)], dim=1)  # (B, N + N/4 ...)
     # The number of each token, in the reference order; padding must only point at some token.
     position = (is_token.cumsum(dim=1) - 1).clamp(min=0)
@@ -304,7 +333,8 @@ def _number_tokens(
     for level, chosen in zip(levels, shared, strict=True):
         rows, columns = chosen.shape[1:]
         superpatch = candidates[first : first + rows * columns].view(rows, columns)
-        stands_for = torch.where(_repeat(chosen, level).flatten(1), _repeat(superpatch, level).flatten(), stands_for)
+        is_shared, of_superpatch = (_extend(_repeat(cells, level), shape) for cells in (chosen, superpatch))
+        stands_for = torch.where(is_shared.flatten(1), of_superpatch.flatten(), stands_for)
         first = first + rows * columns
     patch_to_token = position.gather(1, stands_for)
 
@@ -331,6 +361,7 @@ __all__ = [
     "check_token_reduction",
     "is_identity",
     "num_shared_superpatches",
+    "prepend",
     "share",
     "unshare",
 ]

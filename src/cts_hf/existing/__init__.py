@@ -1,0 +1,8 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Token sharing in the vision transformers of transformers."""
+
+from .apply import TokenSharing, apply_cts, remove_cts
+
+
+__all__ = ["TokenSharing", "apply_cts", "remove_cts"]

@@ -1,0 +1,183 @@
+# Copyright 2026 The cts_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+One call of a vision transformer that shares tokens: what the hooks on its modules tell each other, safe with threads,
+gradient checkpointing and `torch.compile`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils.output_capturing import CompileableContextVar
+
+from .modeling_cts_grid import halve
+from .token_sharing import TokenLayout, prepend, share, unshare
+
+
+class EncoderCall:
+    """
+    What the hooks of one call of a model tell each other.
+
+    Args:
+        layout ([`TokenLayout`], *optional*):
+            The tokens to encode images with; `None` to share nothing. Derived classes choose them by the images.
+        unshares (`bool`, *optional*, defaults to `True`):
+            Whether the encoder returns states of all patches. Otherwise they are those of the tokens.
+    """
+
+    grid: tuple[int, int] | None = None
+    # What hooks leave for later ones: see there.
+    bias_index: torch.Tensor | None = None
+    rotary: tuple[torch.Tensor, torch.Tensor] | None = None
+    random_state: torch.Tensor | None = None
+    unshares_early: bool = False
+
+    def __init__(self, layout: TokenLayout | None = None, unshares: bool = True) -> None:
+        self.layout, self.unshares = layout, unshares
+        self.is_projecting = False
+
+    def choose(self, images: torch.Tensor, grid: tuple[int, int]) -> TokenLayout | None:
+        """The tokens of images, `(batch_size, num_channels, height, width)`, of a grid of rows and columns."""
+        return self.layout
+
+    def begin(self, projection: nn.Module, images: torch.Tensor, projected: torch.Tensor) -> None:
+        """Chooses the tokens, once a convolution has made patches of images."""
+        self.grid = tuple(projected.shape[-2:])
+        self.layout = self.choose(images, self.grid)
+        self.bias_index, self._unsharing = None, {}
+        if self.layout is not None:
+            self._projection, self._images, self._projected = projection, images, projected
+
+    def share_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Prefix tokens and patches, `(batch_size, num_prefix + num_patches, dim)`, to the tokens of the layout."""
+        num_patches = self.grid[0] * self.grid[1]
+        prefix, patches = tokens[:, :-num_patches], tokens[:, -num_patches:]
+        # Whatever positions a model adds, of any interpolation: what the tokens have over the projection.
+        positions = patches[:1].float() - self._projected[:1].flatten(2).transpose(1, 2).float()
+        superpatches = self._project_superpatches() + mean_of_four(positions, self.grid).to(patches.dtype)
+        self._images = self._projected = None  # kept for nothing else
+        return torch.cat([prefix, share(patches, superpatches, self.layout)], dim=1)
+
+    def _project_superpatches(self) -> torch.Tensor:
+        """A superpatch is projected as a patch of the image at half resolution."""
+        patch_height, patch_width = self._projection.kernel_size
+        height, width = (2 * (length // 2) for length in self.grid)
+        halved = halve(self._images[..., : height * patch_height, : width * patch_width])
+        self.is_projecting = True
+        projected = self._projection(halved)
+        self.is_projecting = False
+        return projected.flatten(2).transpose(1, 2)
+
+    def unshare_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, num_prefix + num_tokens, dim)` to `(batch_size, num_prefix + num_patches, dim)`."""
+        num_prefix = tokens.shape[1] - self.layout.token_source.shape[1]
+        if num_prefix not in self._unsharing:
+            self._unsharing[num_prefix] = on_device(prepend(self.layout, num_prefix), tokens.device)
+        return unshare(tokens, self._unsharing[num_prefix])
+
+
+_call = CompileableContextVar("cts_encoder_call")
+
+
+def current_call() -> EncoderCall | None:
+    """The call that runs in this thread and task, if there is one."""
+    return _call.get()
+
+
+def begin_call(call: EncoderCall) -> Any:
+    """Makes hooks find `call`, until `end_call` is given what this returns."""
+    return _call.set(call)
+
+
+def end_call(token: Any) -> None:
+    """Undoes `begin_call`."""
+    _call.reset(token)
+
+
+def sharing_call() -> EncoderCall | None:
+    """The call that runs, if tokens are shared in it."""
+    call = _call.get()
+    return call if call is not None and call.layout is not None else None
+
+
+def on_device(layout: TokenLayout, device: torch.device) -> TokenLayout:
+    """The layout with its indices on another device, for models that are spread over several."""
+    if layout.token_source.device == device:
+        return layout
+    return TokenLayout(*(value if value is None else value.to(device) for value in layout.to_tuple()))
+
+
+def mean_of_four(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """
+    Means over superpatches, `(batch_size, num_superpatches, ...)`, of values of patches, `(batch_size, num_patches,
+    ...)`; rows and columns that lie in no superpatch are left out.
+    """
+    rows, columns = grid[0] // 2, grid[1] // 2
+    cells = values.unflatten(1, grid)[:, : 2 * rows, : 2 * columns]
+    return cells.unflatten(2, (columns, 2)).unflatten(1, (rows, 2)).mean(dim=(2, 4)).flatten(1, 2)
+
+
+class _CheckpointInCall:
+    """
+    A function for gradient checkpointing that runs layers again, in the backward pass, in the call that they were a
+    part of. An object and no closure, so that models can be copied and pickled.
+    """
+
+    def __init__(self, checkpoint: Callable) -> None:
+        self.checkpoint = checkpoint
+
+    def __call__(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        call = _call.get()
+        if call is None:
+            return self.checkpoint(function, *args, **kwargs)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            token = _call.set(call)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _call.reset(token)
+
+        return self.checkpoint(run, *args, **kwargs)
+
+
+def keep_call_in_checkpoints(model: nn.Module) -> None:
+    """Makes layers that are checkpointed find their call in the backward pass."""
+    for module in model.modules():
+        checkpoint = module.__dict__.get("_gradient_checkpointing_func")
+        if checkpoint is not None and not isinstance(checkpoint, _CheckpointInCall):
+            module._gradient_checkpointing_func = _CheckpointInCall(checkpoint)
+
+
+def forget_call_in_checkpoints(model: nn.Module) -> None:
+    """Undoes `keep_call_in_checkpoints`."""
+    for module in model.modules():
+        checkpoint = module.__dict__.get("_gradient_checkpointing_func")
+        if isinstance(checkpoint, _CheckpointInCall):
+            module._gradient_checkpointing_func = checkpoint.checkpoint
+
+
+__all__ = [
+    "EncoderCall",
+    "begin_call",
+    "current_call",
+    "end_call",
+    "forget_call_in_checkpoints",
+    "keep_call_in_checkpoints",
+    "mean_of_four",
+    "on_device",
+    "sharing_call",
+]
