@@ -395,3 +395,31 @@ NO_NUMBER = r"`token_reduction` must be a number between 0 \(no sharing\) and 0\
 def test_wrong_types_are_refused_as_clearly_as_wrong_values(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("extra", [(0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize(("rows", "columns"), GRIDS)
+def test_patches_in_no_superpatch_never_share(rows, columns, extra):
+    shape = (2 * rows + extra[0], 2 * columns + extra[1])
+    scores = random_scores(rows, columns)
+    patches = torch.randn(3, shape[0] * shape[1], 6)
+    superpatches = torch.randn(3, rows * columns, 6)
+    for num_shared in budgets(rows, columns):
+        layout = build_layout(scores, num_shared, shape=shape)
+        assert torch.equal(layout.shared_superpatches, build_layout(scores, num_shared).shared_superpatches)
+        tokens = share(patches, superpatches, layout)
+        assert tokens.shape == (3, shape[0] * shape[1] - 3 * num_shared, 6)
+        restored, given = (values.unflatten(1, shape) for values in (unshare(tokens, layout), patches))
+        is_shared = torch.zeros(3, *shape, dtype=torch.bool)
+        is_shared[:, : 2 * rows, : 2 * columns] = patch_values(layout.shared_superpatches).view(3, 2 * rows, -1)
+        assert torch.equal(restored[~is_shared], given[~is_shared])
+        expected = superpatches.unflatten(1, (rows, columns)).repeat_interleave(2, 1).repeat_interleave(2, 2)
+        inner = restored[:, : 2 * rows, : 2 * columns]
+        inner_shared = is_shared[:, : 2 * rows, : 2 * columns]
+        assert torch.equal(inner[inner_shared], expected[inner_shared])
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4, 6), (6, 4)])
+def test_a_shape_that_superpatches_do_not_cover_is_refused(shape):
+    with pytest.raises(ValueError, match=r"`shape` must be .* cover \(4, 4\), got \(\d, \d\)"):
+        build_layout(torch.zeros(1, 2, 2), 1, shape=shape)
