@@ -32,10 +32,10 @@ def entries(docstring):
 
 
 def test_types_in_transformers_style_are_read(package):
-    function = package["model.token_sharing.num_shared_superpatches"]
-    assert entries(function.docstring)["token_reduction"] == (
-        "float",
-        "Fraction of the tokens to remove, between 0 and 0.75.",
+    function = package["model.modeling_cts_targets.superpatch_targets"]
+    assert entries(function.docstring)["superpatch_size"] == (
+        "int",
+        "Side of a superpatch in pixels; must divide height and width.",
     )
 
 

@@ -13,7 +13,7 @@ import torch
 import cts_hf
 from cts_hf import CtsForSemanticSegmentation, CtsPolicyConfig, CtsPolicyModel, superpatch_targets
 from cts_hf.conversion import convert_policy
-from cts_hf.model.modeling_cts_grid import halve
+from cts_hf.model.modeling_cts_grid import shrink
 
 from ..helpers.models import TINY_BACKBONE, random_images, tiny_model, tiny_policy
 
@@ -225,7 +225,7 @@ def test_a_frozen_policy_can_be_fused_inside_its_model():
 @torch.no_grad()
 def test_half_resolution_is_the_mean_of_2_x_2_pixels():
     images = random_images(2, 32, 48)
-    torch.testing.assert_close(halve(images), torch.nn.functional.avg_pool2d(images, 2))
+    torch.testing.assert_close(shrink(images, 2), torch.nn.functional.avg_pool2d(images, 2))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..hub.loading import load_policy_folder
-from ..model.configuration_cts_checks import channel_values
+from ..model.configuration_cts_checks import channel_values, check_reductions
 from ..model.modeling_cts_encoder_call import (
     EncoderCall,
     begin_call,
@@ -23,12 +23,11 @@ from ..model.modeling_cts_encoder_call import (
 )
 from ..model.modeling_cts_encoders import find_encoder, install_hooks, patch_projection
 from ..model.modeling_cts_grid import PatchGrid
+from ..model.modeling_cts_layout import check_scores
 from ..model.modeling_cts_policy import CtsPolicyModel, check_policy_scores, renormalize
 from ..model.token_sharing import (
     TokenLayout,
     build_layout,
-    check_scores,
-    check_token_reduction,
     num_shared_superpatches,
 )
 from .normalization import find_normalization
@@ -94,7 +93,7 @@ class TokenSharing(nn.Module):
         """
         shape = (images.shape[0], grid[0] // 2, grid[1] // 2)
         if superpatch_scores is not None:
-            check_scores(superpatch_scores, shape)
+            check_scores(superpatch_scores, [shape], levels=(2,))
         # An odd last row or column lies in no superpatch.
         num_shared = min(num_shared_superpatches(token_reduction, grid[0] * grid[1]), shape[1] * shape[2])
         if num_shared == 0:
@@ -196,7 +195,7 @@ def apply_cts(
             f"`model` must not share tokens yet, got a {type(model).__name__} that `apply_cts` has changed before: "
             "undo that with `remove_cts`."
         )
-    token_reduction = check_token_reduction(token_reduction)
+    token_reduction = _check_number(token_reduction)
     adapter, embeddings = find_encoder(model)
     projection = patch_projection(embeddings)
     default = adapter.normalization if projection.in_channels == 3 else (0.5, 0.5)
@@ -265,11 +264,17 @@ def _prepare_policy(policy: CtsPolicyModel | str | Path, projection: nn.Conv2d) 
     return policy.to(device=device, dtype=weight.dtype).requires_grad_(False).eval()
 
 
+def _check_number(token_reduction: float) -> float:
+    """Refuses what is no fraction for all images; budgets of each need attention masks, which these models lack."""
+    token_reduction = check_reductions(token_reduction)
+    return token_reduction[0] if isinstance(token_reduction, tuple) else token_reduction
+
+
 def _before_model(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     kwargs = dict(kwargs)
     sharing = module.token_sharing
     token_reduction, scores = kwargs.pop("token_reduction", None), kwargs.pop("superpatch_scores", None)
-    token_reduction = sharing.token_reduction if token_reduction is None else check_token_reduction(token_reduction)
+    token_reduction = sharing.token_reduction if token_reduction is None else _check_number(token_reduction)
     returns_dict = kwargs.get("return_dict")
     if not (module.config.return_dict if returns_dict is None else returns_dict):
         raise ValueError(

@@ -21,12 +21,16 @@ from transformers import PreTrainedConfig
 
 from .configuration_cts_checks import (
     CheckedConfig,
+    check_levels,
+    check_reductions,
+    check_threshold,
     complete_normalization,
     refuse_below_one,
     refuse_below_zero,
     refuse_outside,
     refuse_unknown_names,
 )
+from .configuration_cts_setr import SETR_TYPES, complete_setr
 
 
 # Where the code saved beside a checkpoint is found, for those who load it without cts_hf.
@@ -37,10 +41,7 @@ _AUTO_MAP = {
 }
 
 # The decoders that there are: the names in `DECODERS`.
-DECODER_TYPES = ("mask_transformer", "linear", "setr_naive", "setr_pup", "setr_mla")
-# Of the 24 layers of SETR's encoder, the number of those whose outputs each head sees, and its stages of upsampling.
-_SETR_LAYERS = {"setr_naive": (10, 15, 20, 24), "setr_pup": (10, 15, 20, 24), "setr_mla": (6, 12, 18, 24)}
-_SETR_STAGES = {"setr_naive": 1, "setr_pup": 4, "setr_mla": 1}
+DECODER_TYPES = ("mask_transformer", "linear", *SETR_TYPES)
 _SETR_OPTIONS = (
     "decoder_hidden_size",
     "decoder_layer_indices",
@@ -50,6 +51,11 @@ _SETR_OPTIONS = (
 )
 
 
+def _without_defaults(options: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """Leaves out options that older versions lack where they have their defaults: those versions can load the rest."""
+    return {name: value for name, value in options.items() if name not in defaults or value != defaults[name]}
+
+
 @strict
 class CtsPolicyConfig(CheckedConfig, PreTrainedConfig):
     r"""
@@ -57,7 +63,11 @@ class CtsPolicyConfig(CheckedConfig, PreTrainedConfig):
 
     Args:
         superpatch_size (`int`, *optional*, defaults to 32):
-            Side of a superpatch in pixels: twice the patch size of the segmentation model.
+            Side of the smallest superpatches in pixels: twice the patch size of the segmentation model, where the
+            first of its levels is 2.
+        superpatch_levels (`tuple[int, ...]`, *optional*, defaults to `(2,)`):
+            Sides of the superpatches in patches, each a multiple of the one before. Each level has its own classifier;
+            those of larger ones see the mean of the features. A policy also serves a model with larger levels besides.
         output_stride (`int`, *optional*, defaults to 32):
             Stage of the EfficientNet-Lite0 backbone that is read: 32, 16 or 8 input pixels per feature; later stages
             are not built. The input is resized by `output_stride / superpatch_size`, so that the features lie on the
@@ -96,6 +106,7 @@ class CtsPolicyConfig(CheckedConfig, PreTrainedConfig):
     base_config_key = "policy_config"
 
     superpatch_size: int = 32
+    superpatch_levels: list[int] | tuple[int, ...] = (2,)
     output_stride: int = 32
     width_coefficient: float | int = 1.0
     depth_coefficient: float | int = 1.0
@@ -112,13 +123,20 @@ class CtsPolicyConfig(CheckedConfig, PreTrainedConfig):
         self.check_options()
         super().__post_init__(**kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The options by name, without the levels where there are none but 2 x 2."""
+        return _without_defaults(super().to_dict(), superpatch_levels=(2,))
+
     def check_options(self) -> None:
         """Refuses options that do not fit, with a `ValueError` that names them, and completes the normalization."""
         refuse_below_one(self, "num_channels")
         complete_normalization(self)
-        if self.superpatch_size < 2 or self.superpatch_size % 2:
+        self.superpatch_levels = check_levels(self.superpatch_levels, "superpatch_levels")
+        smallest = self.superpatch_levels[0]
+        if self.superpatch_size < smallest or self.superpatch_size % smallest:
             raise ValueError(
-                f"`superpatch_size` must be an even number of pixels (two patches), got {self.superpatch_size}."
+                f"`superpatch_size` must be a multiple of {smallest} pixels, the patches along a side of the smallest "
+                f"superpatch, got {self.superpatch_size}: give the side of that in pixels."
             )
         if self.output_stride not in (8, 16, 32):
             raise ValueError(f"`output_stride` must be 8, 16 or 32, got {self.output_stride}.")
@@ -138,7 +156,7 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
         image_size (`int` or pair of `int`, *optional*, defaults to 512):
             Height and width, in pixels, that the position embeddings are made for. Any other size can be segmented.
         patch_size (`int`, *optional*, defaults to 16):
-            Side of a patch in pixels. Four patches are a superpatch.
+            Side of a patch in pixels.
         num_channels (`int`, *optional*, defaults to 3):
             Channels of the images.
         hidden_size (`int`, *optional*, defaults to 384):
@@ -165,13 +183,21 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
             Standard deviation of the initial weights.
         use_distillation_token (`bool`, *optional*, defaults to `False`):
             Whether the encoder has a distillation token behind the class token, as DeiT.
-        token_reduction (`float`, *optional*, defaults to 0.3):
+        superpatch_levels (`tuple[int, ...]`, *optional*, defaults to `(2,)`):
+            Sides in patches of the superpatches that can share a token, each a multiple of the one before: with
+            (2, 4), 4 x 4 patches can share one too. Images are padded to whole superpatches of the largest.
+        token_reduction (`float` or `tuple[float, ...]`, *optional*, defaults to 0.3):
             Fraction of the patch tokens that sharing removes, between 0 (a plain Segmenter; the policy is not run) and
-            0.75 (every superpatch shared). Can be given to each call of the model.
+            `1 - 1 / level**2` of the largest level (0.75 for 2 x 2: every superpatch shared), or what each of several
+            levels removes; [`num_shared_superpatches`] says how a single fraction is split. Can be given to each call
+            of the model.
+        sharing_threshold (`float`, *optional*):
+            Instead of a budget: superpatches share a token where the policy's probability of one class is at least
+            this, so that images have as few tokens as they need. Can be given to each call of the model.
         use_policy (`bool`, *optional*, defaults to `True`):
             Whether the model has a policy network. Without one, sharing needs `superpatch_scores`.
         policy_config (`CtsPolicyConfig` or `dict`, *optional*):
-            Configuration of the policy network. Its superpatch size is twice the patch size.
+            Configuration of the policy network. By default it has the superpatches of this model.
         policy_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the policy's own loss in the loss of [`CtsForSemanticSegmentation`]. At 0 the policy is frozen:
             it stays in evaluation mode and gets no gradient. Set it when the model is built or loaded
@@ -238,7 +264,9 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
     drop_path_rate: float | int = 0.0
     initializer_range: float | int = 0.02
     use_distillation_token: bool = False
-    token_reduction: float | int = 0.3
+    superpatch_levels: list[int] | tuple[int, ...] = (2,)
+    token_reduction: float | int | list[float | int] | tuple[float | int, ...] = 0.3
+    sharing_threshold: float | int | None = None
     use_policy: bool = True
     policy_config: CtsPolicyConfig | dict | None = None
     policy_loss_weight: float | int = 0.0
@@ -265,8 +293,8 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The options by name, without those of convolutional decoders for the ones that have none of them."""
-        options = super().to_dict()
+        """The options by name, without those that have no effect: of other decoders, and of sharing by default."""
+        options = _without_defaults(super().to_dict(), superpatch_levels=(2,), sharing_threshold=None)
         if self.decoder_type in ("mask_transformer", "linear"):
             for name in _SETR_OPTIONS:
                 options.pop(name, None)
@@ -290,8 +318,12 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
         refuse_below_one(self, "patch_size", "num_channels", "hidden_size", "intermediate_size")
         refuse_below_one(self, "num_hidden_layers", "num_attention_heads")
         complete_normalization(self)
+        self.superpatch_levels = check_levels(self.superpatch_levels, "superpatch_levels")
         policy_config = self.policy_config = self._complete_policy_config()
-        refuse_outside(self, "token_reduction", 0, 0.75)
+        if isinstance(self.token_reduction, list):  # as JSON has no tuples
+            self.token_reduction = tuple(self.token_reduction)
+        check_reductions(self.token_reduction, self.superpatch_levels)
+        check_threshold(self.sharing_threshold)
         of_decoder = ("decoder_dropout_prob", "decoder_drop_path_rate")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", *of_decoder):
             refuse_outside(self, name, 0, 1)
@@ -300,8 +332,8 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
         if self.decoder_type not in DECODER_TYPES:
             names = ", ".join(map(repr, DECODER_TYPES))
             raise ValueError(f"`decoder_type` must be one of {names}, got {self.decoder_type!r}: choose one of them.")
-        if self.decoder_type in _SETR_LAYERS:
-            self._complete_setr()
+        if self.decoder_type in SETR_TYPES:
+            complete_setr(self)
         head_counts = ["num_attention_heads"]
         if self.decoder_type == "mask_transformer":
             refuse_below_one(self, "decoder_num_hidden_layers", "decoder_num_attention_heads")
@@ -317,27 +349,8 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
 
     @property
     def superpatch_size(self) -> int:
-        """Side of a superpatch in pixels."""
-        return 2 * self.patch_size
-
-    def _complete_setr(self) -> None:
-        if self.decoder_layer_indices is None:
-            of_24 = _SETR_LAYERS[self.decoder_type]
-            self.decoder_layer_indices = [math.ceil(number * self.num_hidden_layers / 24) - 1 for number in of_24]
-        if self.decoder_num_upsampling_layers is None:
-            self.decoder_num_upsampling_layers = _SETR_STAGES[self.decoder_type]
-        refuse_below_one(self, "decoder_num_upsampling_layers", "auxiliary_num_upsampling_layers")
-        if self.decoder_hidden_size < 2 or self.decoder_hidden_size % 2:
-            raise ValueError(
-                f"`decoder_hidden_size` must be an even number from 2 on, got {self.decoder_hidden_size}: leave it "
-                "out for the 256 of SETR."
-            )
-        indices, last = list(self.decoder_layer_indices), self.num_hidden_layers - 1
-        if not indices or indices != sorted(indices) or indices[0] < 0 or indices[-1] != last:
-            raise ValueError(
-                f"`decoder_layer_indices` must be layers from 0 on, in their order, that end with the last, {last}, "
-                f"got {indices}: leave it out for those of SETR."
-            )
+        """Side of the smallest superpatches in pixels."""
+        return self.superpatch_levels[0] * self.patch_size
 
     def _check_image_size(self) -> None:
         sides = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
@@ -350,6 +363,7 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
     def _complete_policy_config(self) -> CtsPolicyConfig:
         defaults: dict[str, Any] = {
             "superpatch_size": self.superpatch_size,
+            "superpatch_levels": self.superpatch_levels,
             "num_channels": self.num_channels,
             "image_mean": self.image_mean,
             "image_std": self.image_std,
@@ -371,6 +385,13 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
                     f"`policy_config.{name}` must be {expected} for a model with patch_size={self.patch_size} and "
                     f"num_channels={self.num_channels}, got {value}."
                 )
+        levels, own_levels = policy_config.superpatch_levels, self.superpatch_levels
+        if levels[0] != own_levels[0] or not set(levels) <= set(own_levels):
+            raise ValueError(
+                f"`policy_config.superpatch_levels` must be among those of the model, {own_levels}, with the first of "
+                f"them, got {levels}: give the model these `superpatch_levels`, and `token_reduction` a tuple with 0 "
+                "for levels that are not to share."
+            )
 
 
 __all__ = ["CtsConfig", "CtsPolicyConfig"]

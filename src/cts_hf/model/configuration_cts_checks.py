@@ -14,6 +14,8 @@
 """What the configurations of CTS refuse, and the normalization that both have."""
 
 import math
+import numbers
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -80,6 +82,55 @@ def refuse_below_zero(config: PreTrainedConfig, *names: str) -> None:
             raise ValueError(f"`{name}` must be a finite number from 0 on, got {value}.")
 
 
+def check_levels(levels: Sequence[int], name: str = "levels") -> tuple[int, ...]:
+    """Refuses sides of superpatches that do not nest; returns them as a tuple. The name is for the message."""
+    is_sequence = isinstance(levels, (tuple, list)) and len(levels) > 0
+    is_whole = is_sequence and all(isinstance(level, int) and not isinstance(level, bool) for level in levels)
+    if not is_whole or any(
+        level <= finer or level % finer for finer, level in zip((1, *levels[:-1]), levels, strict=True)
+    ):
+        raise ValueError(
+            f"`{name}` must be sides of superpatches in patches, from 2 on, each a multiple of the one before, got "
+            f"{levels!r}: give for example (2,) or (2, 4)."
+        )
+    return tuple(levels)
+
+
+def check_reductions(token_reduction: Any, levels: tuple[int, ...] = (2,)) -> float | tuple[float, ...]:
+    """
+    Refuses what is neither a number that sharing at these levels can remove, nor a tuple of one for each level that
+    can be removed together; returns Python floats, whatever kind of numbers they are.
+    """
+    highest = 1 - 1 / levels[-1] ** 2
+    is_tuple = isinstance(token_reduction, tuple)
+    reductions = token_reduction if is_tuple else (token_reduction,)
+    are_numbers = all(isinstance(value, numbers.Real) and not isinstance(value, bool) for value in reductions)
+    if are_numbers and is_tuple:
+        # A superpatch of l x l patches takes the place of l * l, and removes all but one of them.
+        covered = sum(value / (1 - 1 / level**2) for value, level in zip(reductions, levels, strict=False))
+        is_valid = len(reductions) == len(levels) and min(reductions) >= 0 and covered <= 1 + 1e-9
+    else:
+        is_valid = are_numbers and 0 <= token_reduction <= highest
+    if not is_valid:
+        several = f", or a tuple of one for each of the levels {levels}, which together fit into an image"
+        raise ValueError(
+            f"`token_reduction` must be a number between 0 (no sharing) and {highest:g} (all shared)"
+            f"{several if len(levels) > 1 else ''}, got {token_reduction!r}: give one number for all images, such as "
+            "0.3."
+        )
+    return tuple(map(float, reductions)) if is_tuple else float(token_reduction)
+
+
+def check_threshold(sharing_threshold: Any) -> None:
+    """Refuses what is neither a probability nor `None`."""
+    is_number = isinstance(sharing_threshold, numbers.Real) and not isinstance(sharing_threshold, bool)
+    if sharing_threshold is not None and not (is_number and 0 <= sharing_threshold <= 1):
+        raise ValueError(
+            "`sharing_threshold` must be a probability between 0 and 1, or None for a budget, got "
+            f"{sharing_threshold!r}: give one number, such as 0.9."
+        )
+
+
 def channel_values(name: str, value: Any, num_channels: int) -> list[float]:
     """
     A mean or standard deviation of the channels, in units of pixels that go from 0 to 1.
@@ -126,6 +177,9 @@ class CheckedConfig:
 __all__ = [
     "CheckedConfig",
     "channel_values",
+    "check_levels",
+    "check_reductions",
+    "check_threshold",
     "complete_normalization",
     "refuse_below_one",
     "refuse_below_zero",

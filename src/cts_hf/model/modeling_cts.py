@@ -34,16 +34,11 @@ from .modeling_cts_decoders import DECODERS
 from .modeling_cts_embeddings import CtsEmbeddings
 from .modeling_cts_grid import PatchGrid
 from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask
+from .modeling_cts_layout import choose_layout
 from .modeling_cts_outputs import CtsModelOutput, CtsSemanticSegmenterOutput
-from .modeling_cts_policy import CtsPolicyModel, check_policy_scores, policy_loss, renormalize
+from .modeling_cts_policy import CtsPolicyModel, policy_loss
 from .modeling_cts_targets import IGNORED_TARGET, pad_labels, superpatch_targets
-from .token_sharing import (
-    TokenLayout,
-    build_layout,
-    check_scores,
-    num_shared_superpatches,
-    unshare,
-)
+from .token_sharing import TokenLayout, count_tokens, unshare
 
 
 class CtsPreTrainedModel(PreTrainedModel):
@@ -127,53 +122,60 @@ class CtsModel(CtsPreTrainedModel):
         return self
 
     def _freeze_policy(self):
-        if self._policy_is_frozen():
+        if self.policy is not None and self.config.policy_loss_weight == 0:
             self.policy.eval()  # or its batch-norm statistics drift
             self.policy.requires_grad_(False)
-
-    def _policy_is_frozen(self) -> bool:
-        return self.policy is not None and self.config.policy_loss_weight == 0
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         pixel_values: torch.Tensor,
-        superpatch_scores: torch.Tensor | None = None,
-        token_reduction: float | None = None,
+        superpatch_scores: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
+        token_reduction: float | tuple[float, ...] | torch.Tensor | None = None,
         pixel_mask: torch.Tensor | None = None,
         layer_indices: tuple[int, ...] = (),
+        sharing_threshold: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CtsModelOutput:
         r"""
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalized images of any size from one superpatch on; padded with zeros on the right and the bottom to
-                whole superpatches.
+                Normalized images of any size from one superpatch of the first level on; padded with zeros on the right
+                and the bottom to whole superpatches of the last.
             superpatch_scores (`torch.Tensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`,
             *optional*):
                 Scores that replace those of the policy, which is then not run: the higher, the sooner a superpatch is
-                shared. Rows and columns are `ceil(height / superpatch_size)` and `ceil(width / superpatch_size)`.
-            token_reduction (`float`, *optional*):
-                Fraction of the patch tokens to remove, from 0 (no sharing, and the policy is not run) to 0.75;
-                `config.token_reduction` by default.
+                shared. A tuple of one tensor per level if there are several. Rows and columns are those of the padded
+                images: `ceil(height / superpatch_size)` and `ceil(width / superpatch_size)` for a single level.
+            token_reduction (`float`, `tuple[float, ...]` or `torch.FloatTensor`, *optional*):
+                Fraction of the patch tokens to remove, from 0 (no sharing, and the policy is not run) to
+                `1 - 1 / level**2` of the largest level, 0.75 for 2 x 2; a tuple of what each level removes; or either
+                for each image in a tensor, `(batch_size,)` or `(batch_size, num_levels)`. By default that of the
+                configuration.
             pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
                 1 at pixels of the image, 0 at padding on its right and bottom, in a batch of images of different
                 sizes. Each image is encoded as it is alone.
             layer_indices (`tuple[int, ...]`, *optional*):
                 Layers, counted from 0, whose outputs to return as `layer_outputs`, before the last normalization.
+            sharing_threshold (`float`, *optional*):
+                Instead of a budget: share where the probability of one class is at least this, the largest
+                superpatches first; a score is the logarithm of its odds. By default that of the configuration, if it
+                has one and `token_reduction` is not given.
 
         Returns:
             [`CtsModelOutput`]: The encoder's output and the layout of its tokens.
 
         Raises:
-            ValueError: If an argument has a wrong type or shape, `token_reduction` is outside [0, 0.75], the scores of
-                superpatches are NaN, `pixel_mask` is something else, or sharing is asked for without a policy or
-                scores. On accelerators values are refused by assertions there, in compiled graphs not at all.
+            ValueError: If an argument has a wrong type or shape, `token_reduction` or `sharing_threshold` is out of
+                range or both are given, the scores of superpatches are NaN, `pixel_mask` is something else, or sharing
+                is asked for without a policy or scores. On accelerators values are refused by assertions there, in
+                compiled graphs not at all.
         """
         check_images(pixel_values, self.config.num_channels, self.config.superpatch_size)
-        grid = PatchGrid.of_images(pixel_values, pixel_mask, self.config.patch_size)
+        grid = PatchGrid.of_images(pixel_values, pixel_mask, self.config.patch_size, self.config.superpatch_levels)
         pixel_values = grid.blank(pixel_values)  # whatever the padding was
-        layout, policy_logits = self._build_layout(pixel_values, grid, superpatch_scores, token_reduction)
+        sharing = (superpatch_scores, token_reduction, sharing_threshold)
+        layout, policy_logits = choose_layout(pixel_values, grid, self.config, self.policy, *sharing)
 
         hidden_states = self.embeddings(grid.pad(pixel_values), layout, grid.image_shapes())
         attention_mask = padding_attention_mask(
@@ -192,48 +194,8 @@ class CtsModel(CtsPreTrainedModel):
             policy_logits=policy_logits,
             image_sizes=grid.image_sizes,
             layer_outputs=tuple(layer_outputs[index] for index in layer_indices) or None,
+            num_tokens=count_tokens(layout),
         )
-
-    def _build_layout(
-        self,
-        images: torch.Tensor,
-        grid: PatchGrid,
-        superpatch_scores: torch.Tensor | None,
-        token_reduction: float | None,
-    ) -> tuple[TokenLayout, torch.Tensor | None]:
-        if token_reduction is None:
-            token_reduction = self.config.token_reduction
-        num_shared = num_shared_superpatches(token_reduction, grid.num_patches)
-        superpatch_mask = grid.mask(2)
-
-        shape = (images.shape[0], *grid.shape(2))
-        policy_logits = None
-        if superpatch_scores is not None:
-            check_scores(superpatch_scores, shape)
-            scores = superpatch_scores.to(images.device)
-        elif num_shared == 0:
-            scores = images.new_zeros(shape)
-        else:
-            policy_logits = self._run_policy(renormalize(images, grid, self.config), superpatch_mask)
-            scores = (policy_logits[:, 1] - policy_logits[:, 0]).detach()
-            check_policy_scores(scores, images, self.policy)
-
-        if superpatch_mask is None:
-            return build_layout(scores, num_shared), policy_logits
-        # Budgets are rounded: a smaller image can need up to three tokens more than one that fills the grid.
-        max_tokens = grid.num_patches - 3 * max(num_shared - 1, 0)
-        budgets = num_shared_superpatches(token_reduction, grid.image_num_patches())
-        layout = build_layout(scores, budgets, superpatch_mask=superpatch_mask, max_tokens=max_tokens)
-        return layout, policy_logits
-
-    def _run_policy(self, pixel_values: torch.Tensor, superpatch_mask: torch.Tensor | None) -> torch.Tensor:
-        if self.policy is None:
-            raise ValueError(
-                "This model has no policy (`use_policy=False`): give `superpatch_scores`, or `token_reduction=0` to "
-                "run it without sharing."
-            )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._policy_is_frozen()):
-            return self.policy(pixel_values, superpatch_mask=superpatch_mask, return_dict=True).logits
 
 
 class CtsForSemanticSegmentation(CtsPreTrainedModel):
@@ -259,9 +221,10 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
-        superpatch_scores: torch.Tensor | None = None,
-        token_reduction: float | None = None,
+        superpatch_scores: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
+        token_reduction: float | tuple[float, ...] | torch.Tensor | None = None,
         pixel_mask: torch.Tensor | None = None,
+        sharing_threshold: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CtsSemanticSegmenterOutput:
         r"""
@@ -270,7 +233,7 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
                 Normalized images of any size from one superpatch on.
             labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 Class ids in `[0, num_labels)` or `config.semantic_loss_ignore_index`, for the loss.
-            superpatch_scores, token_reduction, pixel_mask:
+            superpatch_scores, token_reduction, pixel_mask, sharing_threshold:
                 As in [`CtsModel.forward`].
 
         Returns:
@@ -298,10 +261,11 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
             superpatch_scores,
             token_reduction,
             pixel_mask,
+            sharing_threshold=sharing_threshold,
             **{**kwargs, "layer_indices": decode_head.layer_indices, "return_dict": True},
         )
-        layout = outputs.token_layout
-        grid = PatchGrid(tuple(pixel_values.shape[2:]), self.config.patch_size, image_sizes=outputs.image_sizes)
+        layout, levels = outputs.token_layout, self.config.superpatch_levels
+        grid = PatchGrid(tuple(pixel_values.shape[2:]), self.config.patch_size, levels, outputs.image_sizes)
         hidden_states = [
             states[:, self.cts.embeddings.num_prefix_tokens :]
             for states in (*(outputs.layer_outputs or ()), outputs.last_hidden_state)
@@ -310,7 +274,7 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         mask = layout.token_mask
         if decode_head.takes_maps:
             hidden_states = [_unshare_to_map(states, layout, grid).contiguous() for states in hidden_states]
-            mask = grid.mask(2)
+            mask = grid.mask(levels[0])
         all_logits = decode_head(hidden_states, mask, with_auxiliary, **kwargs)
         if not isinstance(all_logits, list | tuple):
             raise TypeError(
@@ -330,6 +294,7 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             logits_sizes=grid.image_begun_patches(parts),
+            num_tokens=outputs.num_tokens,
         )
 
     def _check_labels(self, labels: torch.Tensor, pixel_values: torch.Tensor) -> None:
@@ -341,7 +306,7 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
     def _loss(
         self,
         all_logits: Sequence[torch.Tensor],
-        policy_logits: torch.Tensor | None,
+        policy_logits: torch.Tensor | tuple[torch.Tensor, ...] | None,
         labels: torch.Tensor,
         grid: PatchGrid,
     ) -> torch.Tensor:
@@ -355,14 +320,22 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
 
         loss = self.decode_head.loss(all_logits, cross_entropy)
         if self.config.policy_loss_weight > 0 and policy_logits is not None:
-            targets = self._policy_targets(labels, grid)
-            loss = loss + self.config.policy_loss_weight * policy_loss(policy_logits, targets, IGNORED_TARGET)
+            loss = loss + self.config.policy_loss_weight * self._policy_loss(policy_logits, labels, grid)
         return loss
 
-    def _policy_targets(self, labels: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
-        superpatch_size, ignore_index = self.config.superpatch_size, self.config.semantic_loss_ignore_index
-        labels = pad_labels(labels, superpatch_size, ignore_index)
-        return superpatch_targets(labels, superpatch_size, ignore_index, grid.mask(2))
+    def _policy_loss(
+        self, policy_logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor, grid: PatchGrid
+    ) -> torch.Tensor:
+        patch_size, ignore_index = self.config.patch_size, self.config.semantic_loss_ignore_index
+        labels = pad_labels(labels, grid.levels[-1] * patch_size, ignore_index)
+        policy_logits = policy_logits if isinstance(policy_logits, tuple) else (policy_logits,)
+        # The logits of other levels are not the policy's own.
+        own = [
+            (logits, superpatch_targets(labels, level * patch_size, ignore_index, grid.mask(level)))
+            for level, logits in zip(grid.levels, policy_logits, strict=True)
+            if level in self.config.policy_config.superpatch_levels
+        ]
+        return policy_loss(*map(tuple, zip(*own, strict=True)), IGNORED_TARGET)
 
 
 def _unshare_to_map(values: torch.Tensor, layout: TokenLayout, grid: PatchGrid) -> torch.Tensor:

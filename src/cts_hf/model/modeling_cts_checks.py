@@ -18,7 +18,7 @@ exported there are no values.
 """
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -114,20 +114,6 @@ def check_superpatch_mask(superpatch_mask: torch.Tensor, shape: tuple[int, int, 
             f"`superpatch_mask` must have shape (batch_size, superpatch_rows, superpatch_columns) = {tuple(shape)} "
             f"for these images, got {tuple(superpatch_mask.shape)}: give one value for each superpatch."
         )
-
-
-def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
-    """Refuses sides of superpatches that do not nest; returns them as a tuple."""
-    is_sequence = isinstance(levels, (tuple, list)) and len(levels) > 0
-    is_whole = is_sequence and all(isinstance(level, int) and not isinstance(level, bool) for level in levels)
-    if not is_whole or any(
-        level <= finer or level % finer for finer, level in zip((1, *levels[:-1]), levels, strict=True)
-    ):
-        raise ValueError(
-            "`levels` must be sides of superpatches in patches, from 2 on, each a multiple of the one before, got "
-            f"{levels!r}: give for example (2,) or (2, 4)."
-        )
-    return tuple(levels)
 
 
 def check_patch_shape(shape: tuple[int, int], covered: tuple[int, ...], level: int) -> None:
@@ -237,7 +223,6 @@ __all__ = [
     "check_images",
     "check_labels",
     "check_level_scores",
-    "check_levels",
     "check_superpatch_mask",
     "check_tensor",
     "has_values",

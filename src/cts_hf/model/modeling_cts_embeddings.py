@@ -17,26 +17,29 @@ import torch
 from torch import nn
 
 from .configuration_cts import CtsConfig
-from .modeling_cts_grid import halve
+from .modeling_cts_grid import shrink
 from .token_sharing import TokenLayout, is_identity, share
 
 
 class CtsPatchEmbeddings(nn.Module):
     """
     The patch projection. It is linear and takes the pixels of the tokens only, so that dropped patches cost nothing; a
-    superpatch is projected as a patch of the image at half resolution.
+    superpatch of l x l patches is projected as a patch of the image at 1 / l of its resolution.
     """
 
     def __init__(self, config: CtsConfig):
         super().__init__()
-        self.patch_size = config.patch_size
+        self.patch_size, self.levels = config.patch_size, tuple(config.superpatch_levels)
         self.projection = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
 
     def forward(self, pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         patches = self._unfold(pixel_values)  # (B, N, C * P * P)
         if is_identity(layout):
             return self.projection(patches)
-        superpatches = self._unfold(halve(pixel_values))  # (B, N/4, C * P * P)
+        superpatches = []
+        for finer, level in zip((1, *self.levels[:-1]), self.levels, strict=True):
+            pixel_values = shrink(pixel_values, level // finer)
+            superpatches.append(self._unfold(pixel_values))  # (B, N / level ** 2, C * P * P)
         return self.projection(share(patches, superpatches, layout))
 
     def _unfold(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -99,9 +102,10 @@ class CtsEmbeddings(nn.Module):
         positions = _resample_positions(positions, grid, image_grids)  # (1 or B, D, rows, columns)
         if is_identity(layout):
             return positions.flatten(2).transpose(1, 2)  # (1 or B, N, D)
-        patches, superpatches = (
+        levels = self.patch_embeddings.levels
+        patches, *superpatches = (
             values.flatten(2).transpose(1, 2).expand(layout.token_source.shape[0], -1, -1)
-            for values in (positions, nn.functional.avg_pool2d(positions, 2))
+            for values in (positions, *(nn.functional.avg_pool2d(positions, level) for level in levels))
         )
         return share(patches, superpatches, layout)
 

@@ -23,8 +23,8 @@ import torch
 from torch import nn
 from transformers.utils.output_capturing import CompileableContextVar
 
-from .modeling_cts_grid import halve
-from .token_sharing import TokenLayout, prepend, share, unshare
+from .modeling_cts_grid import shrink
+from .token_sharing import TokenLayout, share, unshare
 
 
 class EncoderCall:
@@ -75,7 +75,7 @@ class EncoderCall:
         """A superpatch is projected as a patch of the image at half resolution."""
         patch_height, patch_width = self._projection.kernel_size
         height, width = (2 * (length // 2) for length in self.grid)
-        halved = halve(self._images[..., : height * patch_height, : width * patch_width])
+        halved = shrink(self._images[..., : height * patch_height, : width * patch_width], 2)
         self.is_projecting = True
         projected = self._projection(halved)
         self.is_projecting = False
@@ -85,7 +85,7 @@ class EncoderCall:
         """`(batch_size, num_prefix + num_tokens, dim)` to `(batch_size, num_prefix + num_patches, dim)`."""
         num_prefix = tokens.shape[1] - self.layout.token_source.shape[1]
         if num_prefix not in self._unsharing:
-            self._unsharing[num_prefix] = on_device(prepend(self.layout, num_prefix), tokens.device)
+            self._unsharing[num_prefix] = on_device(_prepend(self.layout, num_prefix), tokens.device)
         return unshare(tokens, self._unsharing[num_prefix])
 
 
@@ -128,6 +128,18 @@ def mean_of_four(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     rows, columns = grid[0] // 2, grid[1] // 2
     cells = values.unflatten(1, grid)[:, : 2 * rows, : 2 * columns]
     return cells.unflatten(2, (columns, 2)).unflatten(1, (rows, 2)).mean(dim=(2, 4)).flatten(1, 2)
+
+
+def _prepend(layout: TokenLayout, num_prefix: int) -> TokenLayout:
+    """The layout of sequences that start with `num_prefix` tokens and patches more, which stand for themselves."""
+    prefix = torch.arange(num_prefix, device=layout.patch_to_token.device).expand(len(layout.patch_to_token), -1)
+    mask = layout.token_mask
+    return TokenLayout(
+        layout.shared_superpatches,
+        torch.cat([prefix, layout.token_source + num_prefix], dim=1),
+        torch.cat([prefix, layout.patch_to_token + num_prefix], dim=1),
+        None if mask is None else torch.cat([torch.ones_like(prefix, dtype=torch.bool), mask], dim=1),
+    )
 
 
 class _CheckpointInCall:

@@ -55,14 +55,20 @@ class PatchGrid:
     image_sizes: torch.Tensor | None = None
 
     @classmethod
-    def of_images(cls, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, patch_size: int) -> "PatchGrid":
+    def of_images(
+        cls,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None,
+        patch_size: int,
+        levels: tuple[int, ...] = (2,),
+    ) -> "PatchGrid":
         """
         The grid of images, `(batch_size, num_channels, height, width)`, with a mask, `(batch_size, height, width)`,
-        that is 0 at padding. Refuses a mask other than 1 in a rectangle of at least a superpatch in the top left
-        corner, and 0 elsewhere.
+        that is 0 at padding. Refuses a mask other than 1 in a rectangle of at least a superpatch of the first level
+        in the top left corner, and 0 elsewhere.
         """
         height, width = pixel_values.shape[2:]
-        grid = cls((height, width), patch_size)
+        grid = cls((height, width), patch_size, levels)
         if pixel_mask is not None:
             check_tensor("pixel_mask", pixel_mask, "real", "take it from the image processor.")
             shape = (pixel_values.shape[0], *grid.size)
@@ -165,18 +171,21 @@ def repeat_borders(pixel_values: torch.Tensor, superpatch_mask: torch.Tensor, su
     return pixel_values
 
 
-def halve(pixel_values: torch.Tensor) -> torch.Tensor:
+def shrink(pixel_values: torch.Tensor, factor: int) -> torch.Tensor:
     """
-    The images at half resolution, `(batch_size, num_channels, height / 2, width / 2)`; height and width must be even.
-    Bilinear interpolation is then the mean of 2 x 2 pixels, and faster on a CPU than pooling.
+    The images at a lower resolution, `(batch_size, num_channels, height / factor, width / factor)`: the means of
+    `factor` x `factor` pixels. Height and width must be multiples of `factor`.
     """
+    if factor != 2:
+        return nn.functional.avg_pool2d(pixel_values, factor)
+    # The same at half the resolution, and faster on a CPU.
     return nn.functional.interpolate(pixel_values, scale_factor=0.5, mode="bilinear", align_corners=False)
 
 
 def _check_pixel_mask(pixel_mask: torch.Tensor, grid: PatchGrid, image_sizes: torch.Tensor) -> None:
     if not has_values(pixel_mask):
         return
-    smallest = grid.levels[-1] * grid.patch_size
+    smallest = grid.levels[0] * grid.patch_size
     expected = _is_within(image_sizes, grid.size).to(pixel_mask.dtype)
     is_mask = pixel_mask.eq(expected).flatten(1).all(dim=1)
     valid = is_mask & image_sizes.ge(smallest).all(dim=1)
@@ -196,4 +205,4 @@ def _is_within(shapes: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return row_is_real[:, :, None] & column_is_real[:, None, :]
 
 
-__all__ = ["PatchGrid", "blank_padding", "halve", "num_cells", "repeat_borders"]
+__all__ = ["PatchGrid", "blank_padding", "num_cells", "repeat_borders", "shrink"]

@@ -31,7 +31,8 @@ class CtsModelOutput(ModelOutput):
             Which token stands for which patch; `cts_hf.unshare` replicates the tokens to all patches.
         policy_logits (`torch.FloatTensor` of shape `(batch_size, 2, superpatch_rows, superpatch_columns)`,
         *optional*):
-            Logits of "several classes" and "one class", if the policy was run.
+            Logits of "several classes" and "one class", if the policy was run; a tuple of one tensor per level if
+            there are several. A level that the policy has no head for has those of the least sure of its parts.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
             The embeddings and the output of each encoder layer, of the shape of `last_hidden_state`.
         attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
@@ -41,15 +42,18 @@ class CtsModelOutput(ModelOutput):
             Height and width of each image in pixels.
         layer_outputs (`tuple(torch.FloatTensor)`, *optional*, returned when `layer_indices` is provided):
             The outputs of the encoder layers that were asked for, of the shape of `last_hidden_state`.
+        num_tokens (`torch.LongTensor` of shape `(batch_size,)`):
+            Number of tokens of each image, patches and shared superpatches, without prefix tokens and filling.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
     token_layout: TokenLayout | None = None
-    policy_logits: torch.FloatTensor | None = None
+    policy_logits: torch.FloatTensor | tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     image_sizes: torch.LongTensor | None = None
     layer_outputs: tuple[torch.FloatTensor, ...] | None = None
+    num_tokens: torch.LongTensor | None = None
 
 
 @dataclass
@@ -65,9 +69,10 @@ class CtsSemanticSegmenterOutput(ModelOutput):
             and 16 for `"setr_pup"` with its four stages.
         policy_logits (`torch.FloatTensor` of shape `(batch_size, 2, superpatch_rows, superpatch_columns)`,
         *optional*):
-            Logits of "several classes" and "one class", if the policy was run.
+            Logits of "several classes" and "one class", if the policy was run; a tuple of one tensor per level if
+            there are several.
         shared_superpatches (`torch.BoolTensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`):
-            The superpatches whose four patches shared a token.
+            The superpatches whose patches shared a token; a tuple of one tensor per level if there are several.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
             The embeddings and the output of each encoder layer.
         attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
@@ -75,15 +80,18 @@ class CtsSemanticSegmenterOutput(ModelOutput):
         logits_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*, returned when `pixel_mask` is
         provided):
             Rows and columns of `logits` that belong to each image; the rest is padding.
+        num_tokens (`torch.LongTensor` of shape `(batch_size,)`):
+            Number of tokens of each image, patches and shared superpatches, without prefix tokens and filling.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
-    policy_logits: torch.FloatTensor | None = None
-    shared_superpatches: torch.BoolTensor | None = None
+    policy_logits: torch.FloatTensor | tuple[torch.FloatTensor, ...] | None = None
+    shared_superpatches: torch.BoolTensor | tuple[torch.BoolTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     logits_sizes: torch.LongTensor | None = None
+    num_tokens: torch.LongTensor | None = None
 
 
 __all__ = ["CtsModelOutput", "CtsSemanticSegmenterOutput"]

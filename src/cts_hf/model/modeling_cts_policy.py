@@ -30,7 +30,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_cts import CtsConfig, CtsPolicyConfig
 from .configuration_cts_checks import channel_values
 from .modeling_cts_checks import check_images, check_labels, check_superpatch_mask, has_values, refuse_unless
-from .modeling_cts_grid import PatchGrid, blank_padding, halve, repeat_borders
+from .modeling_cts_grid import PatchGrid, blank_padding, repeat_borders, shrink
 from .modeling_cts_policy_backbone import CtsPolicyBackbone, CtsPolicyConv2d
 
 
@@ -41,11 +41,12 @@ class CtsPolicyOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
             Cross-entropy of the superpatches that are not ignored.
         logits (`torch.FloatTensor` of shape `(batch_size, 2, superpatch_rows, superpatch_columns)`):
-            Logits of "several classes" (0) and "one class" (1) for each superpatch.
+            Logits of "several classes" (0) and "one class" (1) for each superpatch; a tuple of one tensor per level if
+            there are several.
     """
 
     loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | tuple[torch.FloatTensor, ...] | None = None
 
 
 class CtsPolicyModel(PreTrainedModel):
@@ -75,6 +76,9 @@ class CtsPolicyModel(PreTrainedModel):
         config.check_options()
         self.backbone = CtsPolicyBackbone(config)
         self.head = nn.Conv2d(self.backbone.num_features, 2, kernel_size=1)
+        self.larger_heads = nn.ModuleList(
+            nn.Conv2d(self.backbone.num_features, 2, kernel_size=1) for _ in config.superpatch_levels[1:]
+        )
         self.post_init()
 
     @torch.no_grad()
@@ -120,7 +124,7 @@ class CtsPolicyModel(PreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
+        labels: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
         superpatch_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> CtsPolicyOutput:
@@ -130,11 +134,12 @@ class CtsPolicyModel(PreTrainedModel):
                 Normalized images of any size from one superpatch on; padded with zeros on the right and the bottom to
                 whole superpatches.
             labels (`torch.LongTensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`, *optional*):
-                Superpatch targets, as [`~cts_hf.superpatch_targets`] makes them from label maps.
+                Superpatch targets, as [`~cts_hf.superpatch_targets`] makes them from label maps; a tuple of one tensor
+                per level if there are several.
             superpatch_mask (`torch.BoolTensor` of shape `(batch_size, superpatch_rows, superpatch_columns)`,
             *optional*):
-                `False` at superpatches that are padding, in a batch of images of different sizes. Each image then gets
-                the logits that it gets alone.
+                `False` at superpatches of the first level that are padding, in a batch of images of different sizes.
+                Each image then gets the logits that it gets alone.
 
         Returns:
             [`CtsPolicyOutput`]: The logits, and the loss if there are `labels`.
@@ -145,14 +150,21 @@ class CtsPolicyModel(PreTrainedModel):
                 superpatches or hold other values than 0, 1 and the ignore index.
         """
         check_images(pixel_values, self.config.num_channels, self.config.superpatch_size)
-        grid = PatchGrid.of_images(pixel_values, None, self.config.superpatch_size // 2)
+        levels = self.config.superpatch_levels
+        grid = PatchGrid.of_images(pixel_values, None, self.config.superpatch_size // levels[0], levels)
+        shape = grid.shape(levels[0])
         if superpatch_mask is not None:
-            check_superpatch_mask(superpatch_mask, (pixel_values.shape[0], *grid.shape(2)))
+            check_superpatch_mask(superpatch_mask, (pixel_values.shape[0], *shape))
         pixel_values = grid.pad(pixel_values)
-        pixel_values = self._resize(pixel_values.to(self.head.weight.dtype), grid.shape(2), superpatch_mask)
+        pixel_values = self._resize(pixel_values.to(self.head.weight.dtype), shape, superpatch_mask)
         # Depthwise convolutions are about twice as fast with channels last, the layout that all that follows inherits.
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        logits = self.head(self.backbone(pixel_values, superpatch_mask))
+        features = self.backbone(pixel_values, superpatch_mask)
+        logits = [self.head(features)]
+        for finer, level, head in zip(levels[:-1], levels[1:], self.larger_heads, strict=True):
+            features = nn.functional.avg_pool2d(features, level // finer)
+            logits.append(head(features))
+        logits = tuple(logits) if len(levels) > 1 else logits[0]
 
         loss = None
         if labels is not None:
@@ -166,10 +178,8 @@ class CtsPolicyModel(PreTrainedModel):
         superpatch_size, output_stride = self.config.superpatch_size, self.config.output_stride
         if superpatch_size == output_stride:
             return pixel_values
-        if superpatch_size == 2 * output_stride:
-            return halve(pixel_values)
         if superpatch_size % output_stride == 0:
-            return nn.functional.avg_pool2d(pixel_values, superpatch_size // output_stride)
+            return shrink(pixel_values, superpatch_size // output_stride)
         size = [output_stride * length for length in shape]
         # Upsampling looks beyond the border of an image: alone it sees the last pixels again, in a batch the padding.
         if superpatch_mask is not None:
@@ -216,14 +226,29 @@ def renormalize(pixel_values: torch.Tensor, grid: PatchGrid, config: CtsConfig) 
     return grid.blank(pixel_values)
 
 
-def policy_loss(logits: torch.Tensor, targets: torch.Tensor, ignore_index: int) -> torch.Tensor:
+def policy_loss(
+    logits: torch.Tensor | tuple[torch.Tensor, ...],
+    targets: torch.Tensor | tuple[torch.Tensor, ...],
+    ignore_index: int,
+) -> torch.Tensor:
     """
-    Cross-entropy of the superpatch targets that are not ignored; 0 if all of them are.
+    Cross-entropy of the superpatch targets that are not ignored; 0 if all of them are. The mean of it over the levels
+    if there are several.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(batch_size, 2, rows, columns)`): Logits of the policy.
-        targets (`torch.LongTensor` of shape `(batch_size, rows, columns)`): 0, 1 or `ignore_index`.
+        logits (`torch.FloatTensor` of shape `(batch_size, 2, rows, columns)`): Logits of the policy; a tuple of one
+            tensor per level if there are several.
+        targets (`torch.LongTensor` of shape `(batch_size, rows, columns)`): 0, 1 or `ignore_index`; likewise.
     """
+    if isinstance(logits, tuple):
+        if not isinstance(targets, tuple) or len(targets) != len(logits):
+            got = f"{len(targets)} of them" if isinstance(targets, tuple) else type(targets)
+            raise ValueError(
+                f"`labels` must be a tuple of superpatch targets, one tensor for each of {len(logits)} levels, got "
+                f"{got}: make them from label maps with `cts_hf.superpatch_targets`, one for each size."
+            )
+        losses = [policy_loss(*of_level, ignore_index) for of_level in zip(logits, targets, strict=True)]
+        return sum(losses) / len(losses)
     shape = (logits.shape[0], *logits.shape[-2:])
     advice = "make them from label maps with `cts_hf.superpatch_targets`."
     check_labels(targets, shape, num_labels=2, ignore_index=ignore_index, advice=advice)

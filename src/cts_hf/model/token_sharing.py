@@ -31,7 +31,6 @@ are shared and unshared. References: Lu, de Geus, Dubbelman, "Content-aware Toke
 Segmentation with Vision Transformers", CVPR 2023 (arXiv 2306.02095), sections 3.1 to 3.3.
 """
 
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,12 +39,12 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from .configuration_cts_checks import check_levels, check_reductions
+from .modeling_cts_budgets import split_budget
 from .modeling_cts_checks import (
-    SCORE_ADVICE,
     check_budget,
     check_count,
     check_level_scores,
-    check_levels,
     check_patch_shape,
     check_superpatch_mask,
     check_tensor,
@@ -79,41 +78,84 @@ class TokenLayout(ModelOutput):
     token_mask: torch.Tensor | None = None
 
 
-def num_shared_superpatches(token_reduction: float, num_patches: int | torch.Tensor) -> int | torch.Tensor:
+def num_shared_superpatches(
+    token_reduction: float | tuple[float, ...] | torch.Tensor,
+    num_patches: int | torch.Tensor,
+    levels: Sequence[int] = (2,),
+) -> int | torch.Tensor | tuple[int | torch.Tensor, ...]:
     """
     The budget S: how many superpatches share a token so that `token_reduction` of the patch tokens disappear.
 
+    With several levels, a single fraction is split: each level but the first gets two thirds of what it and the
+    smaller ones are to remove, or more where these could not remove the rest. Two thirds, as with perfect labels
+    that is about what 4 x 4 superpatches can remove of all that levels (2, 4) can.
+
     Args:
-        token_reduction (`float`): Fraction of the tokens to remove, between 0 and 0.75.
+        token_reduction (`float`, `tuple[float, ...]` or `torch.FloatTensor`):
+            Fraction of the tokens to remove, between 0 and `1 - 1 / level**2` of the largest level: 0.75 for (2,). A
+            tuple has what each level removes; a tensor what each image loses, `(batch_size,)`, or what each level
+            removes from each image, `(batch_size, num_levels)`.
         num_patches (`int` or `torch.LongTensor` of shape `(batch_size,)`):
-            Number of patches N, or that of each image. Each shared superpatch saves three tokens.
+            Number of patches N, or that of each image. Each shared superpatch saves `level**2 - 1` tokens.
+        levels (`Sequence[int]`, *optional*, defaults to `(2,)`):
+            Sides of the superpatches in patches, each a multiple of the one before.
 
     Returns:
         `int`, or `torch.LongTensor` of shape `(batch_size,)`: for each image what its number of patches alone gives.
+        A tuple of one for each level if there are several.
 
     Raises:
-        ValueError: If `token_reduction` is no number in [0, 0.75], or `num_patches` no whole number from 0 on.
+        ValueError: If `token_reduction` is something else, or `num_patches` no whole number from 0 on.
     """
-    token_reduction = check_token_reduction(token_reduction)
-    if not isinstance(num_patches, torch.Tensor):
+    levels = check_levels(levels)
+    token_reduction = check_token_reduction(token_reduction, levels)
+    if isinstance(num_patches, torch.Tensor):
+        check_tensor("num_patches", num_patches, "integer", "count the patches of each image.")
+    else:
         check_count("num_patches", num_patches)
-        return round(token_reduction * num_patches / 3)
-    check_tensor("num_patches", num_patches, "integer", "count the patches of each image.")
-    # Python computes in double precision; Apple's GPUs have none.
-    num_patches = num_patches.to(torch.float32 if num_patches.device.type == "mps" else torch.float64)
-    # Divided by a tensor, as division by a number may be done as a product with its inverse, and be rounded otherwise.
-    return (token_reduction * num_patches / torch.full_like(num_patches, 3)).round().long()
+    if isinstance(token_reduction, torch.Tensor) or isinstance(num_patches, torch.Tensor):
+        device = (num_patches if isinstance(num_patches, torch.Tensor) else token_reduction).device
+        # Python computes in double precision; Apple's GPUs have none.
+        options = {"dtype": torch.float32 if device.type == "mps" else torch.float64, "device": device}
+        if isinstance(num_patches, torch.Tensor):
+            num_patches = num_patches.to(**options)
+        else:
+            num_patches = torch.full(token_reduction.shape[:1], num_patches, **options)
+        if isinstance(token_reduction, torch.Tensor):
+            token_reduction = token_reduction.to(**options)
+            token_reduction = token_reduction if token_reduction.ndim == 1 else token_reduction.unbind(dim=1)
+    budgets = split_budget(token_reduction, num_patches, levels)
+    return budgets[0] if len(levels) == 1 else budgets
 
 
-def check_token_reduction(token_reduction: float) -> float:
-    """Refuses what is no number between 0 and 0.75; returns it as a Python float, whatever kind of number it is."""
-    is_number = isinstance(token_reduction, numbers.Real) and not isinstance(token_reduction, bool)
-    if not is_number or not 0 <= token_reduction <= 0.75:
+def check_token_reduction(
+    token_reduction: float | tuple[float, ...] | torch.Tensor, levels: tuple[int, ...] = (2,)
+) -> float | tuple[float, ...] | torch.Tensor:
+    """
+    Refuses what is no fraction of the tokens that sharing can remove: a number, a tuple of one for each level, or a
+    tensor of either for each image. Returns Python floats, whatever kind of numbers they are, and tensors as they are.
+    """
+    if not isinstance(token_reduction, torch.Tensor) or token_reduction.ndim == 0:
+        return check_reductions(token_reduction, levels)
+    check_tensor("token_reduction", token_reduction, "floating-point", "give fractions, such as 0.3.")
+    if token_reduction.ndim > 2 or (token_reduction.ndim == 2 and token_reduction.shape[1] != len(levels)):
         raise ValueError(
-            f"`token_reduction` must be a number between 0 (no sharing) and 0.75 (all shared), got "
-            f"{token_reduction!r}: give one number for all images, such as 0.3."
+            f"`token_reduction` must have shape (batch_size,) or (batch_size, {len(levels)}) if it is a tensor, got "
+            f"{tuple(token_reduction.shape)}: give one fraction for each image, or for each image and level."
         )
-    return float(token_reduction)
+    if has_values(token_reduction):
+        per_level = token_reduction if token_reduction.ndim == 2 else token_reduction[:, None]
+        of_levels = levels if token_reduction.ndim == 2 else levels[-1:]
+        covered = sum(per_level[:, index] / (1 - 1 / level**2) for index, level in enumerate(of_levels))
+        is_valid = (per_level >= 0).all(dim=1) & (covered <= 1 + torch.finfo(per_level.dtype).eps)
+        refuse_unless(
+            is_valid.all(),
+            f"`token_reduction` must be between 0 (no sharing) and {1 - 1 / levels[-1] ** 2:g} (all shared) for each "
+            "image, and what several levels remove must fit into it",
+            lambda: token_reduction[~is_valid][:10].tolist(),
+            "give smaller fractions, such as 0.3.",
+        )
+    return token_reduction
 
 
 def build_layout(
@@ -182,17 +224,12 @@ def build_layout(
     return _number_tokens(unshared, shared, levels, num_patches if max_tokens is None else max_tokens, is_padded=True)
 
 
-def check_scores(superpatch_scores: torch.Tensor, shape: tuple[int, int, int]) -> None:
-    """
-    Refuses scores that are no real numbers of `shape`, `(batch_size, superpatch_rows, superpatch_columns)`; what makes
-    a layout of them refuses NaN.
-    """
-    check_tensor("superpatch_scores", superpatch_scores, "real", SCORE_ADVICE)
-    if superpatch_scores.shape != shape:
-        raise ValueError(
-            f"`superpatch_scores` must have shape (batch_size, superpatch_rows, superpatch_columns) = {shape} for "
-            f"these images, got {tuple(superpatch_scores.shape)}."
-        )
+def count_tokens(layout: TokenLayout) -> torch.Tensor:
+    """Number of tokens of each image, without those that fill up a row of the batch: `(batch_size,)`, int64."""
+    if layout.token_mask is not None:
+        return layout.token_mask.sum(dim=1)
+    batch_size, num_tokens = layout.token_source.shape
+    return torch.full((batch_size,), num_tokens, device=layout.token_source.device)
 
 
 def is_identity(layout: TokenLayout) -> bool:
@@ -259,18 +296,6 @@ def unshare(tokens: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
     if is_identity(layout):
         return tokens
     return _take(tokens, layout.patch_to_token)
-
-
-def prepend(layout: TokenLayout, num_prefix: int) -> TokenLayout:
-    """The layout of sequences that start with `num_prefix` tokens and patches more, which stand for themselves."""
-    prefix = torch.arange(num_prefix, device=layout.patch_to_token.device).expand(len(layout.patch_to_token), -1)
-    mask = layout.token_mask
-    return TokenLayout(
-        layout.shared_superpatches,
-        torch.cat([prefix, layout.token_source + num_prefix], dim=1),
-        torch.cat([prefix, layout.patch_to_token + num_prefix], dim=1),
-        None if mask is None else torch.cat([torch.ones_like(prefix, dtype=torch.bool), mask], dim=1),
-    )
 
 
 def _per_level(name: str, values: Any, levels: tuple[int, ...]) -> list[Any]:
@@ -357,11 +382,10 @@ def _number_tokens(
 __all__ = [
     "TokenLayout",
     "build_layout",
-    "check_scores",
     "check_token_reduction",
+    "count_tokens",
     "is_identity",
     "num_shared_superpatches",
-    "prepend",
     "share",
     "unshare",
 ]
