@@ -17,11 +17,13 @@ import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
+from .configuration_cts_backbone import complete_backbone
 from .configuration_cts_checks import (
     CheckedConfig,
     check_levels,
+    check_policy_fits,
     check_reductions,
     check_threshold,
     complete_normalization,
@@ -153,6 +155,10 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
     at 512 x 512 pixels with 30 % fewer tokens (Lu et al., CVPR 2023, table 1).
 
     Args:
+        backbone_config ([`~transformers.PreTrainedConfig`] or `dict`, *optional*):
+            Of an encoder of transformers in place of the own one: ViT, DeiT, BEiT, Data2VecVision, DINOv2 (with or
+            without registers), DINOv3, DPT or Pixio. Sizes, layers, heads, channels and normalization are then its.
+            Images are not padded: the last row and column of patches never share if there is an odd number of them.
         image_size (`int` or pair of `int`, *optional*, defaults to 512):
             Height and width, in pixels, that the position embeddings are made for. Any other size can be segmented.
         patch_size (`int`, *optional*, defaults to 16):
@@ -247,8 +253,9 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
     ```"""
 
     model_type = "cts"
-    sub_configs = {"policy_config": CtsPolicyConfig}  # noqa: RUF012 - transformers declares it so
+    sub_configs = {"policy_config": CtsPolicyConfig, "backbone_config": AutoConfig}  # noqa: RUF012 - transformers declares it so
 
+    backbone_config: PreTrainedConfig | dict | None = None
     image_size: int | list[int] | tuple[int, int] = 512
     patch_size: int = 16
     num_channels: int = 3
@@ -294,7 +301,9 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The options by name, without those that have no effect: of other decoders, and of sharing by default."""
-        options = _without_defaults(super().to_dict(), superpatch_levels=(2,), sharing_threshold=None)
+        options = _without_defaults(
+            super().to_dict(), superpatch_levels=(2,), sharing_threshold=None, backbone_config=None
+        )
         if self.decoder_type in ("mask_transformer", "linear"):
             for name in _SETR_OPTIONS:
                 options.pop(name, None)
@@ -311,6 +320,8 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
         Refuses options that do not fit, or do not fit each other, with a `ValueError` that names them, and completes
         decoder, normalization and policy.
         """
+        if self.backbone_config is not None:
+            complete_backbone(self)
         if self.decoder_num_attention_heads is None:
             self.decoder_num_attention_heads = max(1, self.hidden_size // 64)
         if self.decoder_layer_norm_eps is None:
@@ -353,6 +364,8 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
         return self.superpatch_levels[0] * self.patch_size
 
     def _check_image_size(self) -> None:
+        if self.backbone_config is not None:
+            return  # upstream takes any
         sides = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
         if len(sides) not in (1, 2) or any(side < 1 or side % self.patch_size for side in sides):
             raise ValueError(
@@ -378,20 +391,7 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
 
     def check_policy_config(self, policy_config: CtsPolicyConfig) -> None:
         """Refuses the configuration of a policy for superpatches of another size, or for other channels."""
-        for name, expected in (("superpatch_size", self.superpatch_size), ("num_channels", self.num_channels)):
-            value = getattr(policy_config, name)
-            if value != expected:
-                raise ValueError(
-                    f"`policy_config.{name}` must be {expected} for a model with patch_size={self.patch_size} and "
-                    f"num_channels={self.num_channels}, got {value}."
-                )
-        levels, own_levels = policy_config.superpatch_levels, self.superpatch_levels
-        if levels[0] != own_levels[0] or not set(levels) <= set(own_levels):
-            raise ValueError(
-                f"`policy_config.superpatch_levels` must be among those of the model, {own_levels}, with the first of "
-                f"them, got {levels}: give the model these `superpatch_levels`, and `token_reduction` a tuple with 0 "
-                "for levels that are not to share."
-            )
+        check_policy_fits(self, policy_config)
 
 
 __all__ = ["CtsConfig", "CtsPolicyConfig"]

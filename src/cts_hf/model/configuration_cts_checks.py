@@ -168,6 +168,24 @@ def complete_normalization(config: PreTrainedConfig) -> None:
         setattr(config, name, channel_values(name, getattr(config, name), config.num_channels))
 
 
+def check_policy_fits(config: PreTrainedConfig, policy_config: PreTrainedConfig) -> None:
+    """Refuses the configuration of a policy for superpatches of another size, or for other channels."""
+    for name, expected in (("superpatch_size", config.superpatch_size), ("num_channels", config.num_channels)):
+        value = getattr(policy_config, name)
+        if value != expected:
+            raise ValueError(
+                f"`policy_config.{name}` must be {expected} for a model with patch_size={config.patch_size} and "
+                f"num_channels={config.num_channels}, got {value}."
+            )
+    levels, own_levels = policy_config.superpatch_levels, config.superpatch_levels
+    if levels[0] != own_levels[0] or not set(levels) <= set(own_levels):
+        raise ValueError(
+            f"`policy_config.superpatch_levels` must be among those of the model, {own_levels}, with the first of "
+            f"them, got {levels}: give the model these `superpatch_levels`, and `token_reduction` a tuple with 0 "
+            "for levels that are not to share."
+        )
+
+
 class CheckedConfig:
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         self.check_options()  # options can be set behind the checks, and what is saved has to load again
@@ -178,6 +196,7 @@ __all__ = [
     "CheckedConfig",
     "channel_values",
     "check_levels",
+    "check_policy_fits",
     "check_reductions",
     "check_threshold",
     "complete_normalization",

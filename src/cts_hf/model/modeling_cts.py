@@ -28,6 +28,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cts import CtsConfig
+from .modeling_cts_backbone import build_backbone, encode, freeze_unused, refuse_padding
 from .modeling_cts_checks import check_images, check_labels
 from .modeling_cts_decoder_base import CtsDecoder
 from .modeling_cts_decoders import DECODERS
@@ -88,7 +89,8 @@ class CtsPreTrainedModel(PreTrainedModel):
         self.config.check_policy_config(policy_config)
         base = self.base_model
         # Not `self.dtype`: that of the first parameter, which may be one of the policy to replace.
-        policy = policy.to(device=base.embeddings.cls_token.device, dtype=base.embeddings.cls_token.dtype)
+        weight = next((base.embeddings if base.backbone is None else base.backbone).parameters())
+        policy = policy.to(device=weight.device, dtype=weight.dtype)
         policy.config = self.config.policy_config = policy_config
         self.config.use_policy, base.policy = True, policy
         policy.requires_grad_(True).train(base.training)
@@ -107,12 +109,16 @@ class CtsModel(CtsPreTrainedModel):
         super().__init__(config)
         config.check_options()  # again: `from_pretrained` sets options behind the configuration's own check
         self.policy = CtsPolicyModel(config.policy_config) if config.use_policy else None
-        self.embeddings = CtsEmbeddings(config)
-        self.layers = nn.ModuleList(
-            CtsLayer(config, config.num_attention_heads, config.layer_norm_eps, config.hidden_dropout_prob, rate)
-            for rate in drop_path_schedule(config.drop_path_rate, config.num_hidden_layers)
-        )
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.backbone = None
+        if config.backbone_config is not None:
+            self.backbone = build_backbone(config)
+        else:
+            self.embeddings = CtsEmbeddings(config)
+            self.layers = nn.ModuleList(
+                CtsLayer(config, config.num_attention_heads, config.layer_norm_eps, config.hidden_dropout_prob, rate)
+                for rate in drop_path_schedule(config.drop_path_rate, config.num_hidden_layers)
+            )
+            self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
         self._freeze_policy()
 
@@ -121,12 +127,17 @@ class CtsModel(CtsPreTrainedModel):
         self._freeze_policy()  # here too, as `from_pretrained` makes every parameter trainable before its `eval()`
         return self
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings if self.backbone is None else self.backbone.get_input_embeddings()
+
     def _freeze_policy(self):
+        if self.backbone is not None:
+            freeze_unused(self.backbone)
         if self.policy is not None and self.config.policy_loss_weight == 0:
             self.policy.eval()  # or its batch-norm statistics drift
             self.policy.requires_grad_(False)
 
-    @capture_outputs(tie_last_hidden_states=False)
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -172,11 +183,37 @@ class CtsModel(CtsPreTrainedModel):
                 compiled graphs not at all.
         """
         check_images(pixel_values, self.config.num_channels, self.config.superpatch_size)
-        grid = PatchGrid.of_images(pixel_values, pixel_mask, self.config.patch_size, self.config.superpatch_levels)
+        patch_size, levels = self.config.patch_size, self.config.superpatch_levels
+        if self.backbone is None:
+            grid = PatchGrid.of_images(pixel_values, pixel_mask, patch_size, levels)
+        else:
+            refuse_padding(pixel_mask)
+            grid = PatchGrid(tuple(pixel_values.shape[2:]), patch_size, levels, pads=False)
         pixel_values = grid.blank(pixel_values)  # whatever the padding was
         sharing = (superpatch_scores, token_reduction, sharing_threshold)
         layout, policy_logits = choose_layout(pixel_values, grid, self.config, self.policy, *sharing)
 
+        if self.backbone is None:
+            outputs = self._encode(pixel_values, grid, layout, layer_indices, **{**kwargs, "return_dict": True})
+        else:
+            outputs = encode(self.backbone, pixel_values, layout, layer_indices, **kwargs)
+        return CtsModelOutput(
+            **outputs,
+            token_layout=layout,
+            policy_logits=policy_logits,
+            image_sizes=grid.image_sizes,
+            num_tokens=count_tokens(layout),
+        )
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def _encode(
+        self,
+        pixel_values: torch.Tensor,
+        grid: PatchGrid,
+        layout: TokenLayout,
+        layer_indices: tuple[int, ...],
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CtsModelOutput:
         hidden_states = self.embeddings(grid.pad(pixel_values), layout, grid.image_shapes())
         attention_mask = padding_attention_mask(
             self.config, hidden_states, layout.token_mask, before=self.embeddings.num_prefix_tokens
@@ -188,14 +225,8 @@ class CtsModel(CtsPreTrainedModel):
                 layer_outputs[index] = hidden_states
         hidden_states = self.layernorm(hidden_states.to(self.layernorm.weight.dtype))
 
-        return CtsModelOutput(
-            last_hidden_state=hidden_states,
-            token_layout=layout,
-            policy_logits=policy_logits,
-            image_sizes=grid.image_sizes,
-            layer_outputs=tuple(layer_outputs[index] for index in layer_indices) or None,
-            num_tokens=count_tokens(layout),
-        )
+        layer_outputs = tuple(layer_outputs[index] for index in layer_indices) or None
+        return CtsModelOutput(last_hidden_state=hidden_states, layer_outputs=layer_outputs)
 
 
 class CtsForSemanticSegmentation(CtsPreTrainedModel):
@@ -265,9 +296,10 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
             **{**kwargs, "layer_indices": decode_head.layer_indices, "return_dict": True},
         )
         layout, levels = outputs.token_layout, self.config.superpatch_levels
-        grid = PatchGrid(tuple(pixel_values.shape[2:]), self.config.patch_size, levels, outputs.image_sizes)
+        pads = self.cts.backbone is None
+        grid = PatchGrid(tuple(pixel_values.shape[2:]), self.config.patch_size, levels, outputs.image_sizes, pads)
         hidden_states = [
-            states[:, self.cts.embeddings.num_prefix_tokens :]
+            states[:, -layout.token_source.shape[1] :]
             for states in (*(outputs.layer_outputs or ()), outputs.last_hidden_state)
         ]
         with_auxiliary = labels is not None
@@ -327,7 +359,7 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         self, policy_logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor, grid: PatchGrid
     ) -> torch.Tensor:
         patch_size, ignore_index = self.config.patch_size, self.config.semantic_loss_ignore_index
-        labels = pad_labels(labels, grid.levels[-1] * patch_size, ignore_index)
+        labels = pad_labels(grid.pad(labels, value=ignore_index), grid.levels[-1] * patch_size, ignore_index)
         policy_logits = policy_logits if isinstance(policy_logits, tuple) else (policy_logits,)
         # The logits of other levels are not the policy's own.
         own = [

@@ -47,12 +47,16 @@ class PatchGrid:
             Sides of the superpatches in patches, each a multiple of the one before.
         image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
             Height and width of each image in pixels, where they differ.
+        pads (`bool`, *optional*, defaults to `True`):
+            Whether images are padded. Otherwise, what is behind the last whole patch is cut off, and the last rows and
+            columns of patches may lie in no superpatch.
     """
 
     size: tuple[int, int]
     patch_size: int
     levels: tuple[int, ...] = (2,)
     image_sizes: torch.Tensor | None = None
+    pads: bool = True
 
     @classmethod
     def of_images(
@@ -98,6 +102,9 @@ class PatchGrid:
         Rows and columns of patches that hold pixels of the images: the rest is padding to whole superpatches. Patches
         can be cut in `parts` along each side, of which those with pixels are counted.
         """
+        if not self.pads:
+            rows, columns = self.shape()
+            return parts * rows, parts * columns
         rows, columns = (num_cells(parts * side, self.patch_size) for side in self.size)
         return rows, columns
 
@@ -124,12 +131,13 @@ class PatchGrid:
 
     @property
     def padding(self) -> tuple[int, int]:
-        """Rows and columns of pixels between the images and the end of the grid."""
-        bottom, right = (self._whole(side) * self.patch_size - side for side in self.size)
+        """Rows and columns of pixels between the images and the last whole superpatch: less than 0 to be cut off."""
+        largest = self.levels[-1]
+        bottom, right = (self._whole(side, largest) * largest * self.patch_size - side for side in self.size)
         return bottom, right
 
     def pad(self, images: torch.Tensor, value: int = 0) -> torch.Tensor:
-        """Pads images or label maps, `(..., height, width)`, to the whole grid."""
+        """Pads images or label maps, `(..., height, width)`, to whole superpatches, or cuts off the rest."""
         bottom, right = self.padding
         return nn.functional.pad(images, (0, right, 0, bottom), value=value) if right or bottom else images
 
@@ -140,6 +148,8 @@ class PatchGrid:
         return images.masked_fill(~_is_within(self.image_sizes, self.size)[:, None], 0)
 
     def _whole(self, side: Length, level: int = 1) -> Length:
+        if not self.pads:
+            return side // (level * self.patch_size)
         largest = self.levels[-1]
         return num_cells(side, largest * self.patch_size) * (largest // level)
 

@@ -56,6 +56,8 @@ def choose_layout(
     budgets: list[int | torch.Tensor] = []
     if token_reduction is not None:
         budgets = _budgets(token_reduction, grid.num_patches, levels, images)
+    if not grid.pads:  # superpatches may cover less than all patches
+        budgets = _cap_budgets(budgets, shapes)
 
     policy_logits = None
     if superpatch_scores is not None:
@@ -83,8 +85,9 @@ def choose_layout(
     if max_tokens is None and isinstance(budgets[0], torch.Tensor) and has_values(budgets[0]):
         num_patches = grid.num_patches if superpatch_mask is None else grid.image_num_patches()
         max_tokens = int(_num_tokens(num_patches, budgets, levels).clamp(min=0).max())
-    layout = build_layout(scores, budgets, levels=levels, superpatch_mask=superpatch_mask, max_tokens=max_tokens)
-    return layout, policy_logits
+    shape = None if grid.pads else grid.shape()
+    options = {"superpatch_mask": superpatch_mask, "max_tokens": max_tokens, "shape": shape}
+    return build_layout(scores, budgets, levels=levels, **options), policy_logits
 
 
 def _budget_or_threshold(
@@ -116,6 +119,15 @@ def _budgets(
         token_reduction = token_reduction.to(images.device)
     budgets = num_shared_superpatches(token_reduction, num_patches, levels)
     return list(budgets) if len(levels) > 1 else [budgets]
+
+
+def _cap_budgets(budgets: list[int | torch.Tensor], shapes: list[tuple[int, int, int]]) -> list[int | torch.Tensor]:
+    if not budgets or any(isinstance(budget, torch.Tensor) for budget in budgets):
+        raise ValueError(
+            "`token_reduction` must be a number for a model with a `backbone_config`, got a tensor or a threshold: "
+            "its encoder has the same number of tokens for all images of a batch. Give one fraction for all of them."
+        )
+    return [min(budget, rows * columns) for budget, (_, rows, columns) in zip(budgets, shapes, strict=True)]
 
 
 def check_scores(
