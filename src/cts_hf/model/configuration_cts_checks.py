@@ -168,6 +168,16 @@ def complete_normalization(config: PreTrainedConfig) -> None:
         setattr(config, name, channel_values(name, getattr(config, name), config.num_channels))
 
 
+def without_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """Options by name without those that older versions lack, where they have their defaults."""
+    defaults = {"superpatch_levels": (2,), "sharing_threshold": None}
+
+    def is_default(name: str, value: Any) -> bool:
+        return name in defaults and (tuple(value) if isinstance(value, list) else value) == defaults[name]
+
+    return {name: value for name, value in options.items() if not is_default(name, value)}
+
+
 class CheckedConfig:
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         self.check_options()  # options can be set behind the checks, and what is saved has to load again
@@ -185,4 +195,5 @@ __all__ = [
     "refuse_below_zero",
     "refuse_outside",
     "refuse_unknown_names",
+    "without_defaults",
 ]
