@@ -140,6 +140,16 @@ def test_what_is_no_normalization_is_refused_by_name(config_class, options, mess
     [
         ({"token_reduction": 0.8}, r"token_reduction.*0\.75 .*, got 0\.8"),
         ({"token_reduction": -0.1}, r"token_reduction.*-0\.1"),
+        ({"token_reduction": (0.3, 0.3)}, r"`token_reduction` must be a number .* got \(0\.3, 0\.3\)"),
+        ({"token_reduction": (0.5, 0.5), "superpatch_levels": (2, 4)}, r"levels \(2, 4\), .* got \(0\.5, 0\.5\)"),
+        ({"token_reduction": 0.94, "superpatch_levels": (2, 4)}, r"0\.9375 .*, got 0\.94"),
+        ({"sharing_threshold": 1.5}, r"`sharing_threshold` must be a probability .* got 1\.5"),
+        ({"superpatch_levels": (2, 3)}, r"`superpatch_levels` must be sides .* got \(2, 3\): give for example \(2,\)"),
+        ({"superpatch_levels": ()}, r"`superpatch_levels` must be sides .* got \(\)"),
+        (
+            {"policy_config": {"superpatch_levels": [2, 4]}},
+            r"`policy_config.superpatch_levels` must be among those of the model, \(2,\), .* got \(2, 4\): give",
+        ),
         ({"hiden_size": 64}, r"no option 'hiden_size'.*hidden_size"),
         ({"image_size": 100}, r"image_size.*16.*100"),
         ({"image_size": [64, 64, 64]}, r"image_size.*64, 64, 64"),
@@ -184,7 +194,9 @@ def test_refusals_name_the_value(options, message):
     ("options", "message"),
     [
         ({"output_stride": 4}, "8, 16 or 32, got 4"),
-        ({"superpatch_size": 15}, "15"),
+        ({"superpatch_size": 15}, "`superpatch_size` must be a multiple of 2 pixels, .* got 15: give"),
+        ({"superpatch_levels": [4, 2]}, r"`superpatch_levels` must be sides of superpatches .* got \[4, 2\]"),
+        ({"superpatch_levels": (3,)}, "`superpatch_size` must be a multiple of 3 pixels, .* got 32: give"),
         ({"width_coefficient": 0}, "width_coefficient"),
         ({"width_coefficient": float("nan")}, "width_coefficient. must be a finite number above 0, got nan"),
         ({"depth_coefficient": float("inf")}, "depth_coefficient. must be a finite number above 0, got inf"),
@@ -228,3 +240,29 @@ def test_options_of_setr_are_saved_with_its_decoders_alone(tmp_path):
     assert (loaded.decoder_hidden_size, loaded.auxiliary_loss_weight) == (64, 0.1)
     assert (loaded.decoder_num_upsampling_layers, loaded.decoder_layer_indices) == (4, [4, 7, 9, 11])
     assert not [name for name in CtsConfig(decoder_type="linear").to_dict() if "auxiliary" in name]
+
+
+def test_levels_and_a_threshold_are_saved_where_they_are_not_the_default(tmp_path):
+    new = {"superpatch_levels", "sharing_threshold"}
+    tiny_config().save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert not new & (values.keys() | values["policy_config"].keys() | tiny_policy().config.to_dict().keys())
+    options = {"superpatch_levels": [2, 4], "token_reduction": (0.2, 0.3), "sharing_threshold": 0.9}
+    for policy_config, expected in (({}, (2, 4)), ({"superpatch_levels": (2,)}, (2,)), (CtsPolicyConfig(), (2,))):
+        config = CtsConfig(**options, policy_config=policy_config)
+        config.save_pretrained(tmp_path)
+        for again in (config, CtsConfig.from_pretrained(tmp_path)):
+            assert (again.superpatch_levels, again.token_reduction, again.sharing_threshold) == (
+                (2, 4),
+                (0.2, 0.3),
+                0.9,
+            )
+            assert again.policy_config.superpatch_levels == expected
+    assert CtsConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(("levels", "superpatch_size"), [((2, 4), 32), ((2, 4, 8), 32), ((3, 6), 48), ((4,), 64)])
+def test_the_policy_has_the_levels_of_the_model(levels, superpatch_size):
+    config = CtsConfig(superpatch_levels=levels)
+    assert config.superpatch_size == config.policy_config.superpatch_size == superpatch_size
+    assert config.superpatch_levels == config.policy_config.superpatch_levels == levels

@@ -64,6 +64,21 @@ def test_a_tuple_is_what_each_level_removes():
 
 
 @pytest.mark.parametrize("levels", [(2,), *LEVELS])
+def test_smaller_images_need_few_more_tokens_than_the_largest(levels):
+    """No more than the savings of one superpatch of each level: the rows of a batch are that long."""
+    counts = torch.arange(1, 41) * levels[-1] ** 2
+
+    def tokens(budgets):
+        return counts - sum((level**2 - 1) * of for level, of in zip(levels, as_tuple(budgets), strict=True))
+
+    given = reductions(levels)
+    given += [tuple((1 - 1 / level**2) * one / len(levels) for level in levels) for one in given]
+    for token_reduction in given:
+        longest = tokens(num_shared_superpatches(token_reduction, counts, levels))
+        assert (longest.cummax(0).values - longest).max() <= sum(level**2 - 1 for level in levels)
+
+
+@pytest.mark.parametrize("levels", [(2,), *LEVELS])
 def test_tensors_are_split_as_numbers(levels):
     """The budgets of each image are those that it has alone, whatever it is that differs."""
     counts = torch.tensor(sizes(levels))

@@ -7,6 +7,7 @@ can be saved again, also by those who do not have this package. test_loading.py 
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,10 @@ def run_without(hidden, folder, second):
 
 
 @pytest.mark.slow
-def test_saves_again_without_the_package(folder, tmp_path):
+@pytest.mark.parametrize("levels", [(2,), (2, 4)])
+def test_saves_again_without_the_package(levels, folder, tmp_path):
+    folder = shutil.copytree(folder, tmp_path / "first")
+    tiny_model(superpatch_levels=levels).save_pretrained(folder)
     report = run_without(("cts_hf", "torchvision"), folder, tmp_path)
     assert report["classes"] == ["CtsConfig", "CtsModel", "CtsForSemanticSegmentation", "CtsImageProcessorPil"]
     assert all(module.startswith("transformers_modules.") for module in report["modules"])

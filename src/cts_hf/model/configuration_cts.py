@@ -31,6 +31,7 @@ from .configuration_cts_checks import (
     refuse_below_zero,
     refuse_outside,
     refuse_unknown_names,
+    without_defaults,
 )
 from .configuration_cts_setr import SETR_TYPES, complete_setr
 
@@ -51,11 +52,6 @@ _SETR_OPTIONS = (
     "auxiliary_num_upsampling_layers",
     "auxiliary_loss_weight",
 )
-
-
-def _without_defaults(options: dict[str, Any], **defaults: Any) -> dict[str, Any]:
-    """Leaves out options that older versions lack where they have their defaults: those versions can load the rest."""
-    return {name: value for name, value in options.items() if name not in defaults or value != defaults[name]}
 
 
 @strict
@@ -127,7 +123,7 @@ class CtsPolicyConfig(CheckedConfig, PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The options by name, without the levels where there are none but 2 x 2."""
-        return _without_defaults(super().to_dict(), superpatch_levels=(2,))
+        return without_defaults(super().to_dict())
 
     def check_options(self) -> None:
         """Refuses options that do not fit, with a `ValueError` that names them, and completes the normalization."""
@@ -301,9 +297,9 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The options by name, without those that have no effect: of other decoders, and of sharing by default."""
-        options = _without_defaults(
-            super().to_dict(), superpatch_levels=(2,), sharing_threshold=None, backbone_config=None
-        )
+        options = without_defaults(super().to_dict())
+        if "superpatch_levels" in options and options["policy_config"] is not None:
+            options["policy_config"].setdefault("superpatch_levels", (2,))  # or it would inherit those of the model
         if self.decoder_type in ("mask_transformer", "linear"):
             for name in _SETR_OPTIONS:
                 options.pop(name, None)

@@ -186,6 +186,16 @@ def check_policy_fits(config: PreTrainedConfig, policy_config: PreTrainedConfig)
         )
 
 
+def without_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """Options by name without those that older versions lack, where they have their defaults."""
+    defaults = {"superpatch_levels": (2,), "sharing_threshold": None, "backbone_config": None}
+
+    def is_default(name: str, value: Any) -> bool:
+        return name in defaults and (tuple(value) if isinstance(value, list) else value) == defaults[name]
+
+    return {name: value for name, value in options.items() if not is_default(name, value)}
+
+
 class CheckedConfig:
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         self.check_options()  # options can be set behind the checks, and what is saved has to load again
@@ -204,4 +214,5 @@ __all__ = [
     "refuse_below_zero",
     "refuse_outside",
     "refuse_unknown_names",
+    "without_defaults",
 ]

@@ -29,15 +29,16 @@ class CtsPatchEmbeddings(nn.Module):
 
     def __init__(self, config: CtsConfig):
         super().__init__()
-        self.patch_size, self.levels = config.patch_size, tuple(config.superpatch_levels)
+        self.config = config
+        self.patch_size = config.patch_size
         self.projection = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
 
     def forward(self, pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         patches = self._unfold(pixel_values)  # (B, N, C * P * P)
         if is_identity(layout):
             return self.projection(patches)
-        superpatches = []
-        for finer, level in zip((1, *self.levels[:-1]), self.levels, strict=True):
+        superpatches, levels = [], self.config.superpatch_levels
+        for finer, level in zip((1, *levels[:-1]), levels, strict=True):
             pixel_values = shrink(pixel_values, level // finer)
             superpatches.append(self._unfold(pixel_values))  # (B, N / level ** 2, C * P * P)
         return self.projection(share(patches, superpatches, layout))
@@ -102,7 +103,7 @@ class CtsEmbeddings(nn.Module):
         positions = _resample_positions(positions, grid, image_grids)  # (1 or B, D, rows, columns)
         if is_identity(layout):
             return positions.flatten(2).transpose(1, 2)  # (1 or B, N, D)
-        levels = self.patch_embeddings.levels
+        levels = self.patch_embeddings.config.superpatch_levels
         patches, *superpatches = (
             values.flatten(2).transpose(1, 2).expand(layout.token_source.shape[0], -1, -1)
             for values in (positions, *(nn.functional.avg_pool2d(positions, level) for level in levels))
