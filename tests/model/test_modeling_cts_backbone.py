@@ -36,10 +36,8 @@ def backbone_config(name, **options):
 
 def build(name="Dinov2Config", seed=0, **options):
     torch.manual_seed(seed)
-    config = CtsConfig(
-        backbone_config=backbone_config(name),
-        **{"num_labels": 5, "policy_config": dict(TINY_BACKBONE), "decoder_hidden_size": 16, **options},
-    )
+    defaults = {"num_labels": 5, "policy_config": dict(TINY_BACKBONE), "decoder_hidden_size": 16}
+    config = CtsConfig(**{**defaults, "backbone_config": backbone_config(name), **options})
     model = CtsForSemanticSegmentation(config)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -71,3 +71,15 @@ def test_optimizers_leave_the_frozen_policy_alone_and_decay_matrices_only():
 def test_a_final_rate_above_the_first_is_refused():
     with pytest.raises(ValueError, match=r"`min_lr` must be between 0 and learning_rate, which is 0.1.*, got 1"):
         OptimizationArguments(learning_rate=0.1, min_lr=1)
+
+
+def test_lower_layers_learn_slower():
+    model = tiny_model()
+    args = OptimizationArguments(learning_rate=1.0, min_lr=0.0, layer_decay=0.5, weight_decay=0.1)
+    optimizer = build_optimizer(model, args)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    cts = model.cts
+    assert rates[id(cts.embeddings.cls_token)] == 0.125
+    assert {rates[id(p)] for p in cts.layers[0].parameters()} == {0.25}
+    assert {rates[id(p)] for p in cts.layers[1].parameters()} == {0.5}
+    assert {rates[id(p)] for p in [*cts.layernorm.parameters(), *model.decode_head.parameters()]} == {1.0}

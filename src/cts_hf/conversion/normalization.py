@@ -36,6 +36,18 @@ def weights_normalization(
     Raises:
         FileNotFoundError: If there are no such weights, or a repository cannot be asked.
     """
+    if (described := described_normalization(source)) is not None:
+        return described
+    state_dict = read_weights(source) if state_dict is None else state_dict
+    if "Transformer/posembed_input/pos_embedding" in state_dict or "_conv_stem.weight" in state_dict:
+        return HALF
+    if any(name.endswith(("dist_token", "distillation_token")) for name in state_dict):
+        return IMAGENET
+    return None
+
+
+def described_normalization(source: str | Path) -> Normalization | None:
+    """As [`weights_normalization`], of what lies beside the weights alone."""
     config = read_description(source, "config.json")
     # timm before 0.9 had the fields of `pretrained_cfg` at the top.
     for described, prefix in ((config.get("pretrained_cfg") or config, ""), (config, "image_")):
@@ -46,12 +58,6 @@ def weights_normalization(
         return Normalization([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
     if "image_mean" in processor and "image_std" in processor:
         return Normalization(processor["image_mean"], processor["image_std"])
-
-    state_dict = read_weights(source) if state_dict is None else state_dict
-    if "Transformer/posembed_input/pos_embedding" in state_dict or "_conv_stem.weight" in state_dict:
-        return HALF
-    if any(name.endswith(("dist_token", "distillation_token")) for name in state_dict):
-        return IMAGENET
     return None
 
 
@@ -87,4 +93,4 @@ def choose_normalization(
     return Normalization(**chosen)
 
 
-__all__ = ["choose_normalization", "weights_normalization"]
+__all__ = ["choose_normalization", "described_normalization", "weights_normalization"]

@@ -196,6 +196,8 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
         sharing_threshold (`float`, *optional*):
             Instead of a budget: superpatches share a token where the policy's probability of one class is at least
             this, so that images have as few tokens as they need. Can be given to each call of the model.
+        freeze_encoder (`bool`, *optional*, defaults to `False`):
+            Whether the encoder stays in evaluation mode and gets no gradient, so that only decoder and policy train.
         use_policy (`bool`, *optional*, defaults to `True`):
             Whether the model has a policy network. Without one, sharing needs `superpatch_scores`.
         policy_config (`CtsPolicyConfig` or `dict`, *optional*):
@@ -270,6 +272,7 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
     superpatch_levels: list[int] | tuple[int, ...] = (2,)
     token_reduction: float | int | list[float | int] | tuple[float | int, ...] = 0.3
     sharing_threshold: float | int | None = None
+    freeze_encoder: bool = False
     use_policy: bool = True
     policy_config: CtsPolicyConfig | dict | None = None
     policy_loss_weight: float | int = 0.0

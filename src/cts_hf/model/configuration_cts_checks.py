@@ -188,7 +188,7 @@ def check_policy_fits(config: PreTrainedConfig, policy_config: PreTrainedConfig)
 
 def without_defaults(options: dict[str, Any]) -> dict[str, Any]:
     """Options by name without those that older versions lack, where they have their defaults."""
-    defaults = {"superpatch_levels": (2,), "sharing_threshold": None, "backbone_config": None}
+    defaults = {"superpatch_levels": (2,), "sharing_threshold": None, "backbone_config": None, "freeze_encoder": False}
 
     def is_default(name: str, value: Any) -> bool:
         return name in defaults and (tuple(value) if isinstance(value, list) else value) == defaults[name]

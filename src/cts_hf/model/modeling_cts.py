@@ -30,7 +30,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_cts import CtsConfig
 from .modeling_cts_backbone import build_backbone, encode, freeze_unused, refuse_padding
 from .modeling_cts_checks import check_images, check_labels
-from .modeling_cts_decoder_base import CtsDecoder
+from .modeling_cts_decoder_base import CtsDecoder, crop_map, logits_per_side, unshare_to_map
 from .modeling_cts_decoders import DECODERS
 from .modeling_cts_embeddings import CtsEmbeddings
 from .modeling_cts_grid import PatchGrid
@@ -39,7 +39,7 @@ from .modeling_cts_layout import choose_layout
 from .modeling_cts_outputs import CtsModelOutput, CtsSemanticSegmenterOutput
 from .modeling_cts_policy import CtsPolicyModel, policy_loss
 from .modeling_cts_targets import IGNORED_TARGET, pad_labels, superpatch_targets
-from .token_sharing import TokenLayout, count_tokens, unshare
+from .token_sharing import TokenLayout, count_tokens
 
 
 class CtsPreTrainedModel(PreTrainedModel):
@@ -94,7 +94,7 @@ class CtsPreTrainedModel(PreTrainedModel):
         policy.config = self.config.policy_config = policy_config
         self.config.use_policy, base.policy = True, policy
         policy.requires_grad_(True).train(base.training)
-        base._freeze_policy()
+        base._freeze()
 
 
 class CtsModel(CtsPreTrainedModel):
@@ -120,19 +120,24 @@ class CtsModel(CtsPreTrainedModel):
             )
             self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
-        self._freeze_policy()
+        self._freeze()
 
     def train(self, mode: bool = True) -> "CtsModel":
         super().train(mode)
-        self._freeze_policy()  # here too, as `from_pretrained` makes every parameter trainable before its `eval()`
+        self._freeze()  # here too, as `from_pretrained` makes every parameter trainable before its `eval()`
         return self
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings if self.backbone is None else self.backbone.get_input_embeddings()
 
-    def _freeze_policy(self):
+    def _freeze(self):
         if self.backbone is not None:
             freeze_unused(self.backbone)
+        if self.config.freeze_encoder:
+            for module in self.children():
+                if module is not self.policy:
+                    module.eval()
+                    module.requires_grad_(False)
         if self.policy is not None and self.config.policy_loss_weight == 0:
             self.policy.eval()  # or its batch-norm statistics drift
             self.policy.requires_grad_(False)
@@ -193,10 +198,11 @@ class CtsModel(CtsPreTrainedModel):
         sharing = (superpatch_scores, token_reduction, sharing_threshold)
         layout, policy_logits = choose_layout(pixel_values, grid, self.config, self.policy, *sharing)
 
-        if self.backbone is None:
-            outputs = self._encode(pixel_values, grid, layout, layer_indices, **{**kwargs, "return_dict": True})
-        else:
-            outputs = encode(self.backbone, pixel_values, layout, layer_indices, **kwargs)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_encoder):
+            if self.backbone is None:
+                outputs = self._encode(pixel_values, grid, layout, layer_indices, **{**kwargs, "return_dict": True})
+            else:
+                outputs = encode(self.backbone, pixel_values, layout, layer_indices, **kwargs)
         return CtsModelOutput(
             **outputs,
             token_layout=layout,
@@ -305,7 +311,7 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         with_auxiliary = labels is not None
         mask = layout.token_mask
         if decode_head.takes_maps:
-            hidden_states = [_unshare_to_map(states, layout, grid).contiguous() for states in hidden_states]
+            hidden_states = [unshare_to_map(states, layout, grid).contiguous() for states in hidden_states]
             mask = grid.mask(levels[0])
         all_logits = decode_head(hidden_states, mask, with_auxiliary, **kwargs)
         if not isinstance(all_logits, list | tuple):
@@ -314,9 +320,9 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
                 "return `(logits,)`."
             )
         if not decode_head.takes_maps:
-            all_logits = [_unshare_to_map(logits, layout, grid) for logits in all_logits]
-        parts = _parts(all_logits[0], grid)
-        all_logits = [_crop(logits, grid) for logits in all_logits]
+            all_logits = [unshare_to_map(logits, layout, grid) for logits in all_logits]
+        parts = logits_per_side(all_logits[0], grid)
+        all_logits = [crop_map(logits, grid) for logits in all_logits]
 
         return CtsSemanticSegmenterOutput(
             loss=self._loss(all_logits, outputs.policy_logits, labels, grid) if labels is not None else None,
@@ -368,23 +374,6 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
             if level in self.config.policy_config.superpatch_levels
         ]
         return policy_loss(*map(tuple, zip(*own, strict=True)), IGNORED_TARGET)
-
-
-def _unshare_to_map(values: torch.Tensor, layout: TokenLayout, grid: PatchGrid) -> torch.Tensor:
-    """Values of tokens, `(batch_size, num_tokens, dim)`, to a map of patches, `(batch_size, dim, rows, columns)`."""
-    return unshare(values, layout).transpose(1, 2).unflatten(2, grid.shape())
-
-
-def _parts(logits: torch.Tensor, grid: PatchGrid) -> int:
-    """How many logits a decoder gives for a patch, along each side."""
-    return logits.shape[2] // grid.shape()[0]
-
-
-def _crop(logits: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
-    """Cuts off the logits, of whole superpatches, that lie beyond the images."""
-    rows, columns = grid.begun_patches(_parts(logits, grid))
-    # Contiguous, as upsampling takes several times as long with the classes last, and rounds differently.
-    return logits[:, :, :rows, :columns].contiguous()
 
 
 __all__ = [

@@ -20,6 +20,9 @@ from torch import nn
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
+from .modeling_cts_grid import PatchGrid
+from .token_sharing import TokenLayout, unshare
+
 
 class CtsDecoder(nn.Module):
     """
@@ -73,4 +76,21 @@ class CtsDecoder(nn.Module):
         """Initializes parameters that lie in no other module, with `transformers.initialization`."""
 
 
-__all__ = ["CtsDecoder"]
+def unshare_to_map(values: torch.Tensor, layout: TokenLayout, grid: PatchGrid) -> torch.Tensor:
+    """Values of tokens, `(batch_size, num_tokens, dim)`, to a map of patches, `(batch_size, dim, rows, columns)`."""
+    return unshare(values, layout).transpose(1, 2).unflatten(2, grid.shape())
+
+
+def logits_per_side(logits: torch.Tensor, grid: PatchGrid) -> int:
+    """How many logits a decoder gives for a patch, along each side."""
+    return logits.shape[2] // grid.shape()[0]
+
+
+def crop_map(logits: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
+    """Cuts off the logits, of whole superpatches, that lie beyond the images."""
+    rows, columns = grid.begun_patches(logits_per_side(logits, grid))
+    # Contiguous, as upsampling takes several times as long with the classes last, and rounds differently.
+    return logits[:, :, :rows, :columns].contiguous()
+
+
+__all__ = ["CtsDecoder", "crop_map", "logits_per_side", "unshare_to_map"]

@@ -18,6 +18,7 @@ from .checkpoints import CheckpointFolder
 from .loop import build_accelerator, fit
 from .models import (
     adopt_architecture,
+    adopt_model,
     build_policy,
     build_processor,
     build_segmenter,
@@ -48,6 +49,7 @@ __all__ = [
     "SuperpatchArguments",
     "TrainingSteps",
     "adopt_architecture",
+    "adopt_model",
     "build_accelerator",
     "build_optimizer",
     "build_policy",

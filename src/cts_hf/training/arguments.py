@@ -193,6 +193,9 @@ class OptimizationArguments:
     )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
     cpu_threads: int | None = option(None, "Threads of PyTorch on a CPU; all cores if unset, shared by the processes.")
+    layer_decay: float = option(
+        1.0, "Learning rate of each encoder layer over that of the one above it; 0.75 is usual. 1: all alike."
+    )
     seed: int = option(0, "Seed of weights, order and samples.")
 
     eval_steps: int = option(0, "Evaluate every so many steps, and keep the best model. 0: at the end only.")
@@ -212,6 +215,7 @@ class OptimizationArguments:
             num_epochs=_EPOCHS,
             learning_rate=_LEARNING_RATE,
             cpu_threads=(1, _THREADS),
+            layer_decay=(0, 1),
             logging_steps=_FROM_1,
             seed=(0, MAX_SEED),
         )
@@ -280,6 +284,12 @@ class ModelArguments:
         "Trained Segmenter to start from, local or on the Hub: its architecture, weights and policy; its classifier "
         "if there are as many classes. Options of the architecture are then the model's own.",
     )
+    backbone: str | None = option(
+        None,
+        "Vision transformer of transformers, local or on the Hub, that becomes the encoder, with its weights: ViT, "
+        "DeiT, BEiT, Data2VecVision, DINOv2, DINOv3, DPT or Pixio. Options of the encoder are then its own.",
+    )
+    freeze_encoder: bool = option(False, "Train the decoder only, and the policy where it is trained.")
     patch_size: int = option(16, "Height and width of a patch in pixels; a superpatch is 2 x 2 patches.")
     hidden_size: int = option(192, "Width of encoder and decoder: 192 (Ti), 384 (S), 768 (B), 1024 (L).")
     num_hidden_layers: int = option(12, "Layers of the encoder: 12 (Ti, S, B), 24 (L).")
@@ -308,9 +318,18 @@ class ModelArguments:
             **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "decoder_num_hidden_layers"), _LAYERS),
             **dict.fromkeys(("patch_size", "hidden_size", "decoder_hidden_size"), _PIXELS),
         )
-        if self.model and self.backbone_weights:
+        given = {
+            name: getattr(self, name) for name in ("model", "backbone", "backbone_weights") if getattr(self, name)
+        }
+        if len(given) > 1:
             raise ValueError(
-                f"model ({self.model!r}) has an encoder and backbone_weights is {self.backbone_weights!r}: give one."
+                f"One of `model`, `backbone` and `backbone_weights` must be given at most, as each brings an encoder, "
+                f"got {given}: leave out the others."
+            )
+        if self.freeze_encoder and not given:
+            raise ValueError(
+                "`freeze_encoder` must be False for an encoder with random weights, got True: pass --backbone, "
+                "--backbone_weights or --model."
             )
         _check_normalization(self, "image_mean", "image_std")
 
@@ -349,6 +368,11 @@ class SuperpatchArguments:
     patch_size: int = option(16, "Height and width, in pixels, of the Segmenter's patches; superpatches are 2 x 2.")
     token_reduction: float = option(0.3, "Budget of the precision at budget: fraction of tokens to remove, 0 to 0.75.")
     squash: bool = option(False, "Train on whole images squashed to crop_size x crop_size, as the paper's code did.")
+    for_model: str | None = option(
+        None,
+        "Model of transformers, local or on the Hub, that the policy is for: patches have its size, images its "
+        "normalization, and crops its image size where crop_size is not given.",
+    )
 
     def __post_init__(self):
         refuse_outside(self, patch_size=_PIXELS, token_reduction=(0, 0.75))

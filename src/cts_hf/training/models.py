@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..conversion.backbones import backbone_normalization, load_backbone, load_backbone_config, load_encoder_config
 from ..conversion.converters import load_policy_backbone, load_vit_weights
 from ..conversion.normalization import weights_normalization
 from ..data import IGNORE_INDEX, SegmentationData
@@ -15,7 +16,7 @@ from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
 from ..model.image_processing_cts import CtsImageProcessor
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_policy import CtsPolicyModel
-from .arguments import DataArguments, ModelArguments, PolicyArguments, PolicySourceArguments
+from .arguments import DataArguments, ModelArguments, PolicyArguments, PolicySourceArguments, SuperpatchArguments
 
 
 # Epsilon that TensorFlow's EfficientNet-Lite0 was trained with.
@@ -47,6 +48,8 @@ def encoder_normalization(args: ModelArguments) -> Normalization:
     if args.model:
         config = load_config(args.model)
         known = Normalization(config.image_mean, config.image_std)
+    elif args.backbone:
+        known = backbone_normalization(args.backbone, load_backbone_config(args.backbone))
     elif args.backbone_weights and None in (args.image_mean, args.image_std):
         known = weights_normalization(args.backbone_weights) or HALF
     return Normalization(args.image_mean or known.image_mean, args.image_std or known.image_std)
@@ -108,12 +111,19 @@ def segmenter_config(
     image_size: int,
 ) -> CtsConfig:
     """The configuration of a Segmenter with these options; the arguments are those of [`build_segmenter`]."""
+    options = {name: getattr(args, name) for name in ARCHITECTURE}
+    image_mean, image_std = args.image_mean, args.image_std
+    if args.backbone:
+        options = {name: value for name, value in options.items() if name.startswith("decoder_")}
+        options["backbone_config"] = load_backbone_config(args.backbone)
+        image_mean, image_std = encoder_normalization(args)
+    else:
+        options["image_size"] = image_size
     return CtsConfig(
-        image_size=image_size,
         intermediate_size=4 * args.hidden_size,
-        **{name: getattr(args, name) for name in ARCHITECTURE},
-        image_mean=args.image_mean,
-        image_std=args.image_std,
+        **options,
+        image_mean=image_mean,
+        image_std=image_std,
         policy_config=policy_config.to_diff_dict(),
         **_training_options(args, source_args, data),
     )
@@ -127,6 +137,7 @@ def _training_options(
         "drop_path_rate": args.drop_path_rate,
         "decoder_dropout_prob": args.decoder_dropout_prob,
         "token_reduction": args.token_reduction,
+        "freeze_encoder": args.freeze_encoder,
         "policy_loss_weight": source_args.policy_loss_weight,
         "semantic_loss_ignore_index": IGNORE_INDEX,
         "id2label": data.id2label,
@@ -135,11 +146,38 @@ def _training_options(
 
 
 def adopt_architecture(args: ModelArguments) -> None:
-    """Gives the options of the architecture the values of `args.model`, if there is one."""
+    """Gives the options of the architecture the values of `args.model` or `args.backbone`, if there is one."""
     if args.model:
-        config = load_config(args.model)
-        for name in ARCHITECTURE:
-            setattr(args, name, getattr(config, name))
+        config, names = load_config(args.model), ARCHITECTURE
+    elif args.backbone:
+        config = CtsConfig(backbone_config=load_backbone_config(args.backbone))
+        names = tuple(name for name in ARCHITECTURE if not name.startswith("decoder_"))
+    else:
+        return
+    for name in names:
+        setattr(args, name, getattr(config, name))
+
+
+def adopt_model(superpatch_args: SuperpatchArguments, data_args: DataArguments) -> Normalization:
+    """
+    Gives a policy's options the patches and the image size of `for_model`, if there is one.
+
+    Returns:
+        What that model's images are normalized with.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: its patches are no squares, or it has none.
+    """
+    source = superpatch_args.for_model
+    if source is None:
+        return HALF
+    encoder = load_encoder_config(source)
+    superpatch_args.patch_size = encoder.patch_size
+    if data_args.crop_size == DataArguments.crop_size:
+        size = encoder.image_size
+        data_args.crop_size = size if isinstance(size, int) else min(size)
+    return backbone_normalization(source, encoder)
 
 
 def build_segmenter(
@@ -150,7 +188,8 @@ def build_segmenter(
     image_size: int,
 ) -> CtsForSemanticSegmentation:
     """
-    A Segmenter with the weights of `policy`, and those that `model` or `backbone_weights` name, else random ones.
+    A Segmenter with the weights of `policy`, and those that `model`, `backbone` or `backbone_weights` name, else
+    random ones.
 
     Args:
         args: its options.
@@ -180,7 +219,9 @@ def build_segmenter(
         return model
     model = CtsForSemanticSegmentation(segmenter_config(args, policy.config, source_args, data, image_size))
     model.cts.policy.load_state_dict(policy.state_dict())
-    if args.backbone_weights:
+    if args.backbone:
+        load_backbone(model, args.backbone)
+    elif args.backbone_weights:
         load_vit_weights(model, args.backbone_weights, image_mean=args.image_mean, image_std=args.image_std)
     return model
 

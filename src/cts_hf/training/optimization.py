@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimizers and the learning rate."""
 
+import re
+
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -9,20 +11,44 @@ from torch.optim.lr_scheduler import LambdaLR
 from .arguments import OptimizationArguments
 
 
+# Of a Segmenter: of its own encoder, or of one of transformers.
+_ENCODER_LAYER = re.compile(r"cts\.(backbone\.)?(encoder\.|model\.)?layers?\.(?P<index>\d+)\.")
+_EMBEDDINGS = re.compile(r"cts\.(backbone\.)?embeddings\.")
+
+
 def build_optimizer(model: nn.Module, args: OptimizationArguments) -> torch.optim.Optimizer:
-    """SGD with momentum 0.9, or AdamW, of the parameters of `model` that are trained."""
+    """
+    SGD with momentum 0.9, or AdamW, of the parameters of `model` that are trained. With `layer_decay`, encoder layers
+    and the embeddings below them learn the slower the lower they are, as BEiT's are fine-tuned.
+    """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    # As in Segmenter: biases, normalizations, tokens and position embeddings are not pulled to zero.
-    is_decayed = {
-        name: parameter.ndim > 1 and not name.endswith(("embeddings", "_token")) for name, parameter in trained
-    }
-    groups = [
-        {"params": [parameter for name, parameter in trained if is_decayed[name]], "weight_decay": args.weight_decay},
-        {"params": [parameter for name, parameter in trained if not is_decayed[name]], "weight_decay": 0.0},
+    num_layers = 1 + max((_encoder_layer(name) or 0 for name, _ in model.named_parameters()), default=0)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in trained:
+        # As in Segmenter: biases, normalizations, tokens and position embeddings are not pulled to zero.
+        is_decayed = parameter.ndim > 1 and not name.endswith(("embeddings", "_token"))
+        layer = _encoder_layer(name)
+        scale = 1.0 if layer is None else args.layer_decay ** (num_layers - layer)
+        groups.setdefault((scale, is_decayed), []).append(parameter)
+    # In a fixed order, as a checkpoint of the optimizer has its groups by number.
+    options = [
+        {
+            "params": parameters,
+            "weight_decay": args.weight_decay if is_decayed else 0.0,
+            "lr": args.learning_rate * scale,
+        }
+        for (scale, is_decayed), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
     ]
     if args.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=args.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=args.learning_rate)
+        return torch.optim.SGD(options, lr=args.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(options, lr=args.learning_rate)
+
+
+def _encoder_layer(name: str) -> int | None:
+    """The number of the encoder layer, from 1 on, that a parameter is of; 0 for embeddings; `None` for all others."""
+    if match := _ENCODER_LAYER.match(name):
+        return int(match["index"]) + 1
+    return 0 if _EMBEDDINGS.match(name) else None
 
 
 def polynomial_lr(

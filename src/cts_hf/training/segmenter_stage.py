@@ -29,6 +29,7 @@ def settle_options(arguments: SegmenterArguments) -> None:
     args.output_dir = args.output_dir or f"outputs/{data_args.name}"
     sources = {
         "model": model_args.model,
+        "backbone": model_args.backbone,
         "backbone_weights": model_args.backbone_weights,
         "policy": policy_source.policy,
         "policy_weights": policy_args.policy_weights,
