@@ -77,18 +77,19 @@ def load_segmenter(source: str | Path, *, ignore: tuple[str, ...] = (), **option
     return model
 
 
-def load_policy_folder(source: str | Path) -> CtsPolicyModel:
+def load_policy_folder(source: str | Path, **options: Any) -> CtsPolicyModel:
     """
     Opens a policy that [`~CtsPolicyModel.save_pretrained`] wrote, complete and with finite weights.
 
     Args:
         source (`str` or `Path`): Folder, or id of a repository on the Hub.
+        options: As for `from_pretrained`.
 
     Raises:
         FileNotFoundError, ValueError: As [`load_segmenter`], for instance for a whole segmentation model.
     """
-    _load_config(CtsPolicyConfig, source)
-    return _load_complete(CtsPolicyModel, source)
+    _load_config(CtsPolicyConfig, source, options)
+    return _load_complete(CtsPolicyModel, source, **options)
 
 
 def load_config(source: str | Path) -> CtsConfig:
