@@ -166,8 +166,9 @@ def _run_policy(
             "This model has no policy (`use_policy=False`): give `superpatch_scores`, or `token_reduction=0` to "
             "run it without sharing."
         )
-    # Padded here, as the grid of a policy with fewer levels can end earlier.
-    pixel_values = grid.pad(renormalize(images, grid, config))
+    pixel_values = renormalize(images, grid, config)
+    if not grid.pads or tuple(policy.config.superpatch_levels) != tuple(grid.levels):
+        pixel_values = grid.pad(pixel_values)  # here, as the grid of a policy with fewer levels can end earlier
     is_frozen = config.policy_loss_weight == 0
     with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen):
         logits = policy(pixel_values, superpatch_mask=grid.mask(grid.levels[0]), return_dict=True).logits
