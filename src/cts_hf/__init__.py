@@ -2,10 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Content-aware Token Sharing (CTS) for semantic segmentation with Vision Transformers."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
-from .existing import apply_cts, load_cts, remove_cts, save_cts
+from .existing import (
+    CtsBackbone,
+    CtsBackboneConfig,
+    apply_cts,
+    backbone_key_mapping,
+    load_cts,
+    remove_cts,
+    save_cts,
+)
 from .model.configuration_cts import CtsConfig, CtsPolicyConfig
 from .model.image_processing_cts import CtsImageProcessor
 from .model.image_processing_pil_cts import CtsImageProcessorPil
@@ -25,6 +33,8 @@ __version__ = "0.1.0"
 
 AutoConfig.register(CtsConfig.model_type, CtsConfig, exist_ok=True)
 AutoConfig.register(CtsPolicyConfig.model_type, CtsPolicyConfig, exist_ok=True)
+AutoConfig.register(CtsBackboneConfig.model_type, CtsBackboneConfig, exist_ok=True)
+AutoBackbone.register(CtsBackboneConfig, CtsBackbone, exist_ok=True)
 AutoModel.register(CtsConfig, CtsModel, exist_ok=True)
 AutoModel.register(CtsPolicyConfig, CtsPolicyModel, exist_ok=True)
 AutoModelForSemanticSegmentation.register(CtsConfig, CtsForSemanticSegmentation, exist_ok=True)
@@ -37,6 +47,8 @@ AutoImageProcessor.register(
 )
 
 __all__ = [
+    "CtsBackbone",
+    "CtsBackboneConfig",
     "CtsConfig",
     "CtsForSemanticSegmentation",
     "CtsImageProcessor",
@@ -51,6 +63,7 @@ __all__ = [
     "TokenLayout",
     "__version__",
     "apply_cts",
+    "backbone_key_mapping",
     "build_layout",
     "load_cts",
     "num_shared_superpatches",

@@ -3,7 +3,17 @@
 """Token sharing in the vision transformers of transformers."""
 
 from .apply import TokenSharing, apply_cts, remove_cts
+from .backbone import CtsBackbone, CtsBackboneConfig, backbone_key_mapping
 from .saving import load_cts, save_cts
 
 
-__all__ = ["TokenSharing", "apply_cts", "load_cts", "remove_cts", "save_cts"]
+__all__ = [
+    "CtsBackbone",
+    "CtsBackboneConfig",
+    "TokenSharing",
+    "apply_cts",
+    "backbone_key_mapping",
+    "load_cts",
+    "remove_cts",
+    "save_cts",
+]

@@ -69,6 +69,9 @@ class TokenSharing(nn.Module):
         return self.policy.config
 
     def train(self, mode: bool = True) -> "TokenSharing":
+        self.requires_grad_(
+            False
+        )  # here too, as `from_pretrained` makes every parameter trainable before its `eval()`
         return super().train(False)  # or the policy's batch-norm statistics drift
 
     def choose(
@@ -130,6 +133,16 @@ class SharingCall(EncoderCall):
     def choose(self, images: torch.Tensor, grid: tuple[int, int]) -> TokenLayout | None:
         self.batch_size, self.device = images.shape[0], images.device
         return self.model.token_sharing.choose(images, grid, self.token_reduction, self.superpatch_scores)
+
+    def describe(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The superpatches that share a token, and the number of tokens of each image."""
+        rows, columns = self.grid
+        if self.layout is None:
+            shape = (self.batch_size, rows // 2, columns // 2)
+            shared, num_tokens = torch.zeros(shape, dtype=torch.bool, device=self.device), rows * columns
+        else:
+            shared, num_tokens = self.layout.shared_superpatches, self.layout.token_source.shape[1]
+        return shared, torch.full((self.batch_size,), num_tokens, dtype=torch.int64, device=self.device)
 
 
 def apply_cts(
@@ -195,7 +208,7 @@ def apply_cts(
             f"`model` must not share tokens yet, got a {type(model).__name__} that `apply_cts` has changed before: "
             "undo that with `remove_cts`."
         )
-    token_reduction = _check_number(token_reduction)
+    token_reduction = check_number(token_reduction)
     adapter, embeddings = find_encoder(model)
     projection = patch_projection(embeddings)
     default = adapter.normalization if projection.in_channels == 3 else (0.5, 0.5)
@@ -205,7 +218,7 @@ def apply_cts(
         for name, value in (("image_mean", mean), ("image_std", std))
     )
     if policy is not None:
-        policy = _prepare_policy(policy, projection)
+        policy = prepare_policy(policy, projection)
 
     handles = install_hooks(model)  # may refuse, and so comes before anything is changed
     sharing = model.token_sharing = TokenSharing(policy, token_reduction, mean, std)
@@ -239,7 +252,7 @@ def remove_cts(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _prepare_policy(policy: CtsPolicyModel | str | Path, projection: nn.Conv2d) -> CtsPolicyModel:
+def prepare_policy(policy: CtsPolicyModel | str | Path, projection: nn.Conv2d) -> CtsPolicyModel:
     if isinstance(policy, str | Path):
         policy = load_policy_folder(policy)
     # By name: with remote code, the class of a policy can be a copy.
@@ -264,7 +277,7 @@ def _prepare_policy(policy: CtsPolicyModel | str | Path, projection: nn.Conv2d) 
     return policy.to(device=device, dtype=weight.dtype).requires_grad_(False).eval()
 
 
-def _check_number(token_reduction: float) -> float:
+def check_number(token_reduction: float) -> float:
     """Refuses what is no fraction for all images; budgets of each need attention masks, which these models lack."""
     token_reduction = check_reductions(token_reduction)
     return token_reduction[0] if isinstance(token_reduction, tuple) else token_reduction
@@ -274,7 +287,7 @@ def _before_model(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) 
     kwargs = dict(kwargs)
     sharing = module.token_sharing
     token_reduction, scores = kwargs.pop("token_reduction", None), kwargs.pop("superpatch_scores", None)
-    token_reduction = sharing.token_reduction if token_reduction is None else _check_number(token_reduction)
+    token_reduction = sharing.token_reduction if token_reduction is None else check_number(token_reduction)
     returns_dict = kwargs.get("return_dict")
     if not (module.config.return_dict if returns_dict is None else returns_dict):
         raise ValueError(
@@ -307,14 +320,7 @@ def _after_model(module: PreTrainedModel, args: tuple, output: Any) -> Any:
     end_call(call.token)
     if not isinstance(output, ModelOutput) or call.grid is None:
         return None
-    rows, columns = call.grid
-    if call.layout is None:
-        shared = torch.zeros(call.batch_size, rows // 2, columns // 2, dtype=torch.bool, device=call.device)
-        num_tokens = rows * columns
-    else:
-        shared, num_tokens = call.layout.shared_superpatches, call.layout.token_source.shape[1]
-    counts = torch.full((call.batch_size,), num_tokens, dtype=torch.int64, device=call.device)
-    return with_sharing(output, shared, counts)
+    return with_sharing(output, *call.describe())
 
 
 def _drop_from_state_dict(module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
@@ -327,4 +333,4 @@ def _do_not_miss(module: nn.Module, incompatible_keys: Any) -> None:
     names[:] = [name for name in names if not name.startswith(f"{_NAME}.") and f".{_NAME}." not in name]
 
 
-__all__ = ["TokenSharing", "apply_cts", "remove_cts"]
+__all__ = ["SharingCall", "TokenSharing", "apply_cts", "check_number", "prepare_policy", "remove_cts"]

@@ -136,9 +136,14 @@ def install_hooks(model: nn.Module) -> list[RemovableHandle]:
     Makes the encoder of a model share tokens while there is a call to share for.
 
     Raises:
-        ValueError: As `find_encoder`.
+        ValueError: As `find_encoder`, or if it shares tokens already.
     """
     adapter, embeddings = find_encoder(model)
+    if _after_projection in patch_projection(embeddings)._forward_hooks.values():
+        raise ValueError(
+            f"`model` must not share tokens yet, got a {type(model).__name__} whose encoder does: give it what is to "
+            "be changed with `token_reduction`, or build it anew."
+        )
     handles = [patch_projection(embeddings).register_forward_hook(_after_projection)]
     if isinstance(getattr(embeddings, "dropout", None), nn.Module):
         handles.append(embeddings.dropout.register_forward_pre_hook(_before_dropout))
