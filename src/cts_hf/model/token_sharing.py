@@ -86,7 +86,8 @@ def num_shared_superpatches(
 
     With several levels, a single fraction is split: each level but the first gets two thirds of what it and the
     smaller ones are to remove, or more where these could not remove the rest. Two thirds, as with perfect labels
-    that is about what 4 x 4 superpatches can remove of all that levels (2, 4) can.
+    that is about what 4 x 4 superpatches can remove of all that levels (2, 4) can. Budgets of larger levels are
+    rounded down, and the first level makes up for it where there is space.
 
     Args:
         token_reduction (`float`, `tuple[float, ...]` or `torch.FloatTensor`):
