@@ -96,3 +96,25 @@ def test_single_values_where_lists_belong_are_refused():
         budget_sweep(scene_model(), scenes(), processor(), "learned", [0.3])
     with pytest.raises(ValueError, match=r"`token_reductions` must be a list, got 0.3: pass \[0.3\]"):
         budget_sweep(scene_model(), scenes(), processor(), ["learned"], 0.3)
+
+
+def test_several_levels_are_swept_and_measured_each():
+    model = scene_model(superpatch_levels=(2, 4))
+    results = budget_sweep(model, scenes().take(2), processor(), STRATEGIES[1:], [0.6, (0.15, 0.3), 0.9375])
+    assert [result["tokens"] for result in results[:3]] == [64 - 3 * 8 - 15, 64 - 3 * 3 - 15, 4]
+    assert "0.15 + 0.3" in format_sweep(results)
+    for result in results:
+        precisions = [result[f"policy_precision_at_budget_{level}x{level}"] for level in (2, 4)]
+        if result["token_reduction"] == (0.15, 0.3):  # 3 of each of 2 images, and 1
+            pooled = (6 * precisions[0] + 2 * precisions[1]) / 8
+            assert result["policy_precision_at_budget"] == pytest.approx(pooled)
+        assert result["multiply_adds"] > 0
+    oracle, random = (
+        next(result for result in results if result["sharing"] == strategy) for strategy in ("oracle", "random")
+    )
+    assert oracle["policy_precision_at_budget_4x4"] >= random["policy_precision_at_budget_4x4"]
+    windowed = budget_sweep(
+        model, scenes().take(1), processor(), ["oracle"], [0.6], options=InferenceOptions(window=48, flip=True)
+    )[0]
+    assert windowed["input_size"] == [48, 48]
+    assert windowed["tokens"] < 64  # 48 pixels are padded to 64

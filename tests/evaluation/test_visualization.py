@@ -90,6 +90,21 @@ def test_sharing_grid_covers_padded_images_and_small_patches():
     assert draw_sharing_grid(image, np.zeros((5, 9), bool), 8, 4).size == (280, 160)
 
 
+def test_sharing_grid_shows_boxes_of_every_size():
+    """Of 5 x 3 superpatches of 32, padded to 3 x 2 of 64; those of 64 that share hide the lines inside."""
+    image = Image.new("RGB", (80, 150), "black")
+    fine, coarse = np.zeros((6, 4), bool), np.zeros((3, 2), bool)
+    plain = np.array(draw_sharing_grid(image, (fine, coarse)))
+    assert (plain[16 * 3] != 0).any()  # a line between patches
+    fine[5], coarse[0, 0] = True, True
+    drawn = np.array(draw_sharing_grid(image, (torch.from_numpy(fine), torch.from_numpy(coarse))))
+    assert (drawn[8:56, 8:56] == 0).all()  # one box, nothing in it
+    assert (drawn[1:63, 1] == SHARED_COLOR).all()
+    assert (drawn[64:, :] == plain[64:, :]).all()  # the last row of superpatches is padding, and not seen
+    with pytest.raises(ValueError, match=r"shape \(6, 4\) .* superpatches of 32, got \(5, 3\)"):
+        draw_sharing_grid(image, (fine[:5, :3], coarse[:2, :1]))
+
+
 def test_sharing_grid_refuses_what_does_not_fit(image):
     with pytest.raises(ValueError, match=r"must have the shape \(2, 3\) of an image of 64 x 96 pixels"):
         draw_sharing_grid(image, np.ones((3, 3), bool))

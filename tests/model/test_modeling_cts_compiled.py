@@ -45,7 +45,7 @@ def test_images_of_sizes_that_vary_can_be_compiled(dynamic):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("tf_padding", "pads_batch", "levels"), [(False, False, (2,)), (True, True, (2,)), (False, True, (2, 4))]
+    ("tf_padding", "pads_batch", "levels"), [(False, False, (2,)), (True, True, (2,)), (False, False, (2, 4))]
 )
 @torch.no_grad()
 def test_a_model_compiled_by_default_takes_any_sizes(tf_padding, pads_batch, levels):
@@ -54,7 +54,8 @@ def test_a_model_compiled_by_default_takes_any_sizes(tf_padding, pads_batch, lev
     options = {"num_hidden_layers": 1, "decoder_type": "linear", "superpatch_levels": levels}
     model = tiny_model(**options, policy_config=policy)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for height, width in SIZES_IN_A_ROW:
+    # Of several levels fewer sizes, as torch.compile takes minutes to reason about the number of tokens.
+    for height, width in SIZES_IN_A_ROW[: 5 if len(levels) == 1 else 2]:
         images, pixel_mask = random_images(2, height, width), None
         if pads_batch:
             pixel_mask = torch.ones(2, height, width)

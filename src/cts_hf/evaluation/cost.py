@@ -12,14 +12,22 @@ from ..model.modeling_cts_grid import PatchGrid
 from ..model.token_sharing import num_shared_superpatches
 
 
-def num_tokens(model: CtsForSemanticSegmentation, size: tuple[int, int], token_reduction: float) -> int:
+def num_tokens(
+    model: CtsForSemanticSegmentation, size: tuple[int, int], token_reduction: float | tuple[float, ...]
+) -> int:
     """Tokens of patches and superpatches that the encoder sees of an image of `size` (height, width), in pixels."""
-    num_patches = PatchGrid(size, model.config.patch_size).num_patches
-    return num_patches - 3 * num_shared_superpatches(token_reduction, num_patches)
+    levels = model.config.superpatch_levels
+    num_patches = PatchGrid(size, model.config.patch_size, levels).num_patches
+    budgets = num_shared_superpatches(token_reduction, num_patches, levels)
+    budgets = budgets if len(levels) > 1 else (budgets,)
+    return num_patches - sum((level**2 - 1) * budget for level, budget in zip(levels, budgets, strict=True))
 
 
 def multiply_adds(
-    model: CtsForSemanticSegmentation, size: tuple[int, int], token_reduction: float, runs_policy: bool = True
+    model: CtsForSemanticSegmentation,
+    size: tuple[int, int],
+    token_reduction: float | tuple[float, ...],
+    runs_policy: bool = True,
 ) -> int:
     """
     Multiply-adds of a forward pass of one image: those of matrix products, attention and convolutions.
@@ -27,14 +35,15 @@ def multiply_adds(
     Args:
         model: of any device and type; a copy without values is counted.
         size: height and width of the image in pixels.
-        token_reduction: 0 to 0.75.
+        token_reduction: the budget, a number or a tuple.
         runs_policy: whether the model's policy is part of it, or else its scores are given.
     """
     config = copy.deepcopy(model.config)
     config._attn_implementation = "eager"  # whatever kernel there is, it computes these products
     with torch.device("meta"), torch.no_grad():
         empty = CtsForSemanticSegmentation(config).eval()
-        scores = None if runs_policy else torch.zeros(1, *PatchGrid(size, config.patch_size).shape(2))
+        grid = PatchGrid(size, config.patch_size, config.superpatch_levels)
+        scores = None if runs_policy else tuple(torch.zeros(1, *grid.shape(level)) for level in grid.levels)
         with FlopCounterMode(display=False) as counter:
             pixel_values = torch.zeros(1, config.num_channels, *size)
             empty(pixel_values, superpatch_scores=scores, token_reduction=token_reduction)

@@ -23,7 +23,7 @@ from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_targets import pad_labels, superpatch_targets
 from .mean_iou import MeanIoU
 from .metrics import PolicyMetrics
-from .segmentation import PreparedImage, Segmentation, Windows, of_process, segment_batches
+from .segmentation import PerLevel, PreparedImage, Segmentation, Windows, of_process, segment_batches
 from .sharing import Sharing, checked_sharing, sharing_scores
 from .windows import InferenceOptions, check_input_sizes, resized_images
 
@@ -78,6 +78,11 @@ def evaluate_segmentation(
     """
     if token_reduction is None:
         config = _unwrapped(model, settings.get("accelerator")).config
+        if sharing != "none" and config.sharing_threshold is not None:
+            raise ValueError(
+                "`token_reduction` must be given to evaluate a model whose configuration has a `sharing_threshold` "
+                f"({config.sharing_threshold}), got None: give a budget, as other sharings have."
+            )
         token_reduction = 0.0 if sharing == "none" else config.token_reduction
     return evaluate_sharings(model, dataset, processor, [Sharing(sharing, token_reduction)], **settings)[0]
 
@@ -117,7 +122,8 @@ def evaluate_sharings(
     Returns:
         for every sharing, in their order: `sharing` (the strategy), `token_reduction`, `num_images`, all of
         `MeanIoU.compute`, and where anything is shared all of `PolicyMetrics.compute` under `policy_...`: of the
-        windows that the model saw, by the scores and the choice in its own outputs.
+        windows that the model saw, by the scores and the choice in its own outputs. With several levels, these are
+        of the superpatches of all sizes, and those of each are under `policy_..._2x2` and so on.
 
     Raises:
         ValueError: an unknown strategy, learned sharing of a model without policy, a budget out of range, inputs
@@ -199,11 +205,12 @@ class _Evaluation:
     """The metrics of one sharing strategy at one budget."""
 
     def __init__(self, model: CtsForSemanticSegmentation, sharing: Sharing, options: InferenceOptions, seed: int):
-        self.sharing = checked_sharing(sharing, has_policy=model.cts.policy is not None)
+        self.levels, self.patch_size = model.config.superpatch_levels, model.config.patch_size
+        self.sharing = checked_sharing(sharing, model.cts.policy is not None, self.levels)
         self.model, self.options, self.seed = model, options, seed
-        self.superpatch_size = model.config.superpatch_size
         self.mean_iou = MeanIoU(model.config.num_labels, IGNORE_INDEX, model.device)
         self.policy_metrics = PolicyMetrics(model.device)
+        self.level_metrics = [PolicyMetrics(model.device) for _ in self.levels if len(self.levels) > 1]
         self.num_images = 0
 
     def update(self, images: list[PreparedImage]) -> None:
@@ -230,6 +237,9 @@ class _Evaluation:
         if strategy != "none":
             policy_metrics = self.policy_metrics.compute(accelerator)
             result.update({f"policy_{name}": value for name, value in policy_metrics.items()})
+            for level, metrics in zip(self.levels[: len(self.level_metrics)], self.level_metrics, strict=True):
+                of_level = metrics.compute(accelerator)
+                result.update({f"policy_{name}_{level}x{level}": value for name, value in of_level.items()})
         return result
 
     def _count(self, segmentation: Segmentation) -> None:
@@ -241,19 +251,31 @@ class _Evaluation:
                 # Where the budget of a small image rounds to nothing, the policy does not run.
                 if done.scores is not None:
                     targets = self._targets(row, done.windows)
-                    self.policy_metrics.update(done.scores, targets, done.shared_superpatches)
+                    self._count_policy(done.scores, targets, done.shared_superpatches)
 
-    def _scores(self, generators: dict[int, np.random.Generator], row: Row, windows: Windows) -> Tensor:
-        return sharing_scores(self.sharing.strategy, self._targets(row, windows), generators[row.index])
+    def _count_policy(self, *values: PerLevel) -> None:
+        if not self.level_metrics:
+            self.policy_metrics.update(*values)
+        for metrics, *of_level in zip(self.level_metrics, *values, strict=True) if self.level_metrics else ():
+            self.policy_metrics.update(*of_level)
+            metrics.update(*of_level)
 
-    def _targets(self, row: Row, windows: Windows) -> Tensor:
-        """Superpatch targets (B, Hs, Ws) of windows."""
+    def _scores(self, generators: dict[int, np.random.Generator], row: Row, windows: Windows) -> PerLevel:
+        targets, generator = self._targets(row, windows), generators[row.index]
+        if isinstance(targets, tuple):
+            return tuple(sharing_scores(self.sharing.strategy, of_level, generator) for of_level in targets)
+        return sharing_scores(self.sharing.strategy, targets, generator)
+
+    def _targets(self, row: Row, windows: Windows) -> PerLevel:
+        """Superpatch targets (B, Hs, Ws) of windows; a tuple of one per level if there are several."""
         labels = resize_labels(row.label.to(self.model.device), windows.size)
         if windows.flipped:
             labels = labels.flip(-1)
         parts = torch.stack([labels[box.top : box.bottom, box.left : box.right] for box in windows.boxes])
-        parts = pad_labels(parts, self.superpatch_size, IGNORE_INDEX)
-        return superpatch_targets(parts, self.superpatch_size, IGNORE_INDEX)
+        sizes = [level * self.patch_size for level in self.levels]
+        parts = pad_labels(parts, sizes[-1], IGNORE_INDEX)
+        targets = tuple(superpatch_targets(parts, size, IGNORE_INDEX) for size in sizes)
+        return targets if len(targets) > 1 else targets[0]
 
     def _generator(self, row: Row) -> np.random.Generator:
         return np.random.default_rng([self.seed, row.index])

@@ -147,16 +147,19 @@ class PolicyMetrics:
         }
 
 
-def policy_scores(policy_logits: Tensor) -> Tensor:
+def policy_scores(policy_logits: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
     """
     The scores by which a model shares superpatches, in its own arithmetic.
 
     Args:
-        policy_logits: (B, 2, Hs, Ws) float, of the model's or the policy's outputs.
+        policy_logits: (B, 2, Hs, Ws) float, of the model's or the policy's outputs; a tuple of one per level if there
+            are several.
 
     Returns:
-        (B, Hs, Ws) of their dtype.
+        (B, Hs, Ws) of their dtype; likewise.
     """
+    if isinstance(policy_logits, tuple):
+        return tuple(map(policy_scores, policy_logits))
     return policy_logits[:, 1] - policy_logits[:, 0]
 
 

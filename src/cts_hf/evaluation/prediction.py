@@ -24,7 +24,8 @@ from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.token_sharing import check_token_reduction
 from .prediction_results import OUTPUTS, Results, file_digest, read_stamp, settings_digest
-from .segmentation import PreparedImage, of_process, segment_batches
+from .segmentation import PerLevel, PreparedImage, first_image, of_process, segment_batches
+from .sharing import is_nothing
 from .visualization import default_palette, draw_sharing_grid, overlay
 from .windows import InferenceOptions, check_input_sizes, resized_images
 
@@ -172,11 +173,16 @@ def predict_files(
     return PredictionReport(len(pending) - len(problems), len(images) - len(pending), problems)
 
 
-def _budget(model: CtsForSemanticSegmentation, token_reduction: float | None) -> float:
+def _budget(
+    model: CtsForSemanticSegmentation, token_reduction: float | tuple[float, ...] | None
+) -> float | tuple[float, ...] | None:
+    """The budget, or `None` for a model whose configuration has a threshold instead."""
     if token_reduction is None:
+        if model.config.sharing_threshold is not None:
+            return None
         token_reduction = model.config.token_reduction
-    check_token_reduction(token_reduction)
-    if token_reduction > 0 and model.cts.policy is None:
+    token_reduction = check_token_reduction(token_reduction, model.config.superpatch_levels)
+    if not is_nothing(token_reduction) and model.cts.policy is None:
         raise ValueError(
             f"`token_reduction` must be 0 for a model without policy, got {token_reduction}: give a model with "
             "one, or --token_reduction 0."
@@ -228,7 +234,7 @@ class _Writer:
         self.num_labels = config.num_labels
         self.palette = default_palette(config.num_labels)
 
-    def write(self, read: ReadImage, segmentation: Tensor, shared_superpatches: Tensor | None) -> None:
+    def write(self, read: ReadImage, segmentation: Tensor, shared_superpatches: PerLevel | None) -> None:
         mask = segmentation.cpu().numpy().astype(np.uint8 if self.num_labels <= 256 else np.uint16)
         for output in self.pending[read.name]:
             if output == "masks":
@@ -282,11 +288,11 @@ def _segmentations(
     batch: list[ReadImage],
     token_reduction: float | None,
     options: InferenceOptions,
-) -> Iterator[tuple[ReadImage, Tensor, Tensor | None]]:
+) -> Iterator[tuple[ReadImage, Tensor, PerLevel | None]]:
     """Of each image its class ids (H, W) and, where there is a single grid, its shared superpatches (Hs, Ws)."""
     images = [PreparedImage(read, read.inputs, (read.image.height, read.image.width)) for read in batch]
     for segmentation in segment_batches(model, [images], options, token_reduction=token_reduction):
-        shared = segmentation.passes[0].shared_superpatches[0] if options.is_single_pass else None
+        shared = first_image(segmentation.passes[0].shared_superpatches) if options.is_single_pass else None
         yield segmentation.source, segmentation.class_ids, shared
 
 

@@ -210,7 +210,7 @@ def read_stamp(path: Path) -> Stamp | None:
 def settings_digest(
     model: CtsForSemanticSegmentation,
     processor: CtsImageProcessingMixin,
-    token_reduction: float,
+    token_reduction: float | tuple[float, ...] | None,
     options: InferenceOptions,
     mixed_precision: str = "no",
 ) -> str:
@@ -220,11 +220,11 @@ def settings_digest(
     Args:
         model: its weights, their types and its configuration count, but neither its name nor those of its classes.
         processor: its options count.
-        token_reduction: the budget.
+        token_reduction: the budget; None for the threshold of the configuration.
         options: how images are segmented; not how many at once.
         mixed_precision: type that the forward pass computes in.
     """
-    configs = {"model": model.config.to_diff_dict() | {"token_reduction": float(token_reduction)}}
+    configs = {"model": model.config.to_diff_dict() | {"token_reduction": token_reduction}}
     configs["processor"] = {name: value for name, value in processor.to_dict().items() if value is not None}
     settings = {kind: {n: v for n, v in config.items() if n not in _NAMES} for kind, config in configs.items()}
     settings["options"] = {

@@ -56,8 +56,11 @@ class Windows(NamedTuple):
     boxes: list[Box]
 
 
+# What there is of superpatches: of a single level, or of each of several.
+PerLevel = Tensor | tuple[Tensor, ...]
+
 # From the source of an image and windows of it to scores (len(boxes), Hs, Ws), in place of the model's policy.
-SuperpatchScores = Callable[[Any, Windows], Tensor]
+SuperpatchScores = Callable[[Any, Windows], PerLevel]
 
 
 class ForwardPass(NamedTuple):
@@ -69,11 +72,13 @@ class ForwardPass(NamedTuple):
         scores: (B, Hs, Ws) by which superpatches shared a token: of the policy, if it ran, else those that were given.
             None where nothing was to be shared, so that the policy did not run.
         shared_superpatches: (B, Hs, Ws) bool, those that shared a token.
+
+    Scores and superpatches are tuples of one per level if there are several.
     """
 
     windows: Windows
-    scores: Tensor | None
-    shared_superpatches: Tensor
+    scores: PerLevel | None
+    shared_superpatches: PerLevel
 
 
 @dataclass
@@ -98,7 +103,7 @@ def segment_batches(
     batches: Iterable[Sequence[PreparedImage]],
     options: InferenceOptions | None = None,
     *,
-    token_reduction: float | None = None,
+    token_reduction: float | tuple[float, ...] | None = None,
     superpatch_scores: SuperpatchScores | None = None,
 ) -> Iterator[Segmentation]:
     """
@@ -108,7 +113,7 @@ def segment_batches(
         model: in evaluation mode, on the device to use.
         batches: images that may share a forward pass, where an image is a single input of the model.
         options: how images are segmented; None is each one as a whole.
-        token_reduction: 0 to 0.75; None is `model.config.token_reduction`.
+        token_reduction: as in [`CtsModel.forward`]; None is `model.config.token_reduction`.
         superpatch_scores: gives scores in place of the model's policy, asked in the order of the forward passes.
 
     Yields:
@@ -125,6 +130,11 @@ def segment_batches(
         else:
             for image in batch:
                 yield _segment_views(model, image, options, token_reduction, superpatch_scores)
+
+
+def first_image(values: PerLevel) -> PerLevel:
+    """What there is of the superpatches of the first image of a batch: (Hs, Ws), or a tuple of one per level."""
+    return tuple(of_level[0] for of_level in values) if isinstance(values, tuple) else values[0]
 
 
 def of_process(items: Iterable[Item], accelerator: "Accelerator | None") -> Iterable[Item]:
@@ -144,7 +154,7 @@ def of_process(items: Iterable[Item], accelerator: "Accelerator | None") -> Iter
 def _segment_whole(
     model: CtsForSemanticSegmentation,
     images: Sequence[PreparedImage],
-    token_reduction: float | None,
+    token_reduction: float | tuple[float, ...] | None,
     superpatch_scores: SuperpatchScores | None,
 ) -> Iterator[Segmentation]:
     pixel_values = torch.cat([image.inputs[0] for image in images]).to(model.device)
@@ -152,36 +162,48 @@ def _segment_whole(
     windows = Windows(size, flipped=False, boxes=[Box(0, 0, *size)])
     scores = None
     if superpatch_scores is not None:
-        scores = torch.cat([superpatch_scores(image.source, windows) for image in images])
+        scores = _concatenated([superpatch_scores(image.source, windows) for image in images])
     outputs = model(pixel_values, superpatch_scores=scores, token_reduction=token_reduction, return_dict=True)
     _refuse_nan(outputs)
     scores = _deciding_scores(scores, outputs)
     for index, image in enumerate(images):
         done = ForwardPass(
             windows,
-            scores if scores is None else scores[index : index + 1],
-            outputs.shared_superpatches[index : index + 1],
+            scores if scores is None else _of_image(scores, index),
+            _of_image(outputs.shared_superpatches, index),
         )
         yield Segmentation(image.source, upsampled_argmax(outputs.logits[index].float(), image.size), [done])
+
+
+def _concatenated(values: list[PerLevel]) -> PerLevel:
+    if isinstance(values[0], tuple):
+        return tuple(torch.cat(of_level) for of_level in zip(*values, strict=True))
+    return torch.cat(values)
+
+
+def _of_image(values: PerLevel, index: int) -> PerLevel:
+    if isinstance(values, tuple):
+        return tuple(of_level[index : index + 1] for of_level in values)
+    return values[index : index + 1]
 
 
 def _segment_views(
     model: CtsForSemanticSegmentation,
     image: PreparedImage,
     options: InferenceOptions,
-    token_reduction: float | None,
+    token_reduction: float | tuple[float, ...] | None,
     superpatch_scores: SuperpatchScores | None,
 ) -> Segmentation:
     passes = []
 
-    def given_scores(size: tuple[int, int], flipped: bool, _: Tensor, boxes: list[Box]) -> Tensor:
+    def given_scores(size: tuple[int, int], flipped: bool, _: Tensor, boxes: list[Box]) -> PerLevel:
         return superpatch_scores(image.source, Windows(size, flipped, boxes))
 
     def observe(
         size: tuple[int, int],
         flipped: bool,
         boxes: list[Box],
-        scores: Tensor | None,
+        scores: PerLevel | None,
         outputs: CtsSemanticSegmenterOutput,
     ) -> None:
         _refuse_nan(outputs)
@@ -219,16 +241,18 @@ def _refuse_nan(outputs: CtsSemanticSegmenterOutput) -> None:
         )
 
 
-def _deciding_scores(given: Tensor | None, outputs: CtsSemanticSegmenterOutput) -> Tensor | None:
+def _deciding_scores(given: PerLevel | None, outputs: CtsSemanticSegmenterOutput) -> PerLevel | None:
     return given if outputs.policy_logits is None else policy_scores(outputs.policy_logits)
 
 
 __all__ = [
     "ForwardPass",
+    "PerLevel",
     "PreparedImage",
     "Segmentation",
     "SuperpatchScores",
     "Windows",
+    "first_image",
     "of_process",
     "segment_batches",
 ]

@@ -22,11 +22,12 @@ class Sharing(NamedTuple):
     Attributes:
         strategy: "none", "learned" (by the model's policy), "random" or "oracle" (by ground truth: those of one class
             first).
-        token_reduction: fraction of the tokens that is removed, 0 to 0.75; 0 is "none", whatever the strategy.
+        token_reduction: fraction of the tokens that is removed, 0 to 0.75 (or more with larger superpatches), or a
+            tuple of what each level removes; 0 is "none", whatever the strategy.
     """
 
     strategy: str
-    token_reduction: float
+    token_reduction: float | tuple[float, ...]
 
 
 def check_strategy(strategy: str) -> None:
@@ -40,20 +41,21 @@ def check_strategy(strategy: str) -> None:
         raise ValueError(f"`sharing` must be one of {', '.join(STRATEGIES)}, got {strategy!r}: choose one.")
 
 
-def checked_sharing(sharing: Sharing, has_policy: bool) -> Sharing:
+def checked_sharing(sharing: Sharing, has_policy: bool, levels: tuple[int, ...] = (2,)) -> Sharing:
     """
     A sharing that a model can have; that of no tokens is named "none".
 
     Args:
         sharing: strategy and budget.
         has_policy: whether the model has a policy.
+        levels: sides of its superpatches in patches.
 
     Raises:
         ValueError: an unknown strategy, a budget out of range, a budget of "none", or learned sharing without policy.
     """
     check_strategy(sharing.strategy)
-    check_token_reduction(sharing.token_reduction)
-    if sharing.token_reduction == 0:
+    check_token_reduction(sharing.token_reduction, levels)
+    if is_nothing(sharing.token_reduction):
         return sharing._replace(strategy="none")
     if sharing.strategy == "none":
         raise ValueError(
@@ -66,6 +68,17 @@ def checked_sharing(sharing: Sharing, has_policy: bool) -> Sharing:
             "'learned': choose one of these."
         )
     return sharing
+
+
+def is_nothing(token_reduction: float | tuple[float, ...]) -> bool:
+    """Whether a budget removes no token."""
+    return not any(token_reduction) if isinstance(token_reduction, tuple) else token_reduction == 0
+
+
+def format_reduction(token_reduction: float | tuple[float, ...]) -> str:
+    """A budget as text, `0.3`, or what each level removes, `0.1 + 0.2`."""
+    parts = token_reduction if isinstance(token_reduction, tuple) else (token_reduction,)
+    return " + ".join(f"{part:g}" for part in parts)
 
 
 def sharing_scores(strategy: str, targets: Tensor, generator: np.random.Generator) -> Tensor:
@@ -90,4 +103,12 @@ def sharing_scores(strategy: str, targets: Tensor, generator: np.random.Generato
     return scores
 
 
-__all__ = ["STRATEGIES", "Sharing", "check_strategy", "checked_sharing", "sharing_scores"]
+__all__ = [
+    "STRATEGIES",
+    "Sharing",
+    "check_strategy",
+    "checked_sharing",
+    "format_reduction",
+    "is_nothing",
+    "sharing_scores",
+]

@@ -16,7 +16,7 @@ from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.token_sharing import check_token_reduction
 from .cost import multiply_adds, num_tokens
 from .evaluator import evaluate_sharings
-from .sharing import Sharing, check_strategy
+from .sharing import Sharing, check_strategy, format_reduction, is_nothing
 from .tables import format_table
 from .windows import InferenceOptions, resized_images
 
@@ -67,14 +67,14 @@ def budget_sweep(
     for strategy in strategies:
         check_strategy(strategy)
     for token_reduction in token_reductions:
-        check_token_reduction(token_reduction)
+        check_token_reduction(token_reduction, model.config.superpatch_levels)
     sharings = [
         Sharing(strategy, token_reduction)
         for strategy in dict.fromkeys(strategies)
         for token_reduction in dict.fromkeys(token_reductions)
-        if strategy != "none" and token_reduction != 0
+        if strategy != "none" and not is_nothing(token_reduction)
     ]
-    if "none" in strategies or 0 in token_reductions:
+    if "none" in strategies or any(map(is_nothing, token_reductions)):
         sharings.insert(0, Sharing("none", 0))
     results = evaluate_sharings(model, dataset, processor, sharings, options=options, **settings)
 
@@ -96,7 +96,7 @@ def format_sweep(results: Sequence[dict[str, Any]]) -> str:
     rows = []
     for result in results:
         cells = [_cell(result.get(key), factor, decimals) for _, key, factor, decimals in COLUMNS]
-        rows.append([result["sharing"], f"{result['token_reduction']:g}", *cells])
+        rows.append([result["sharing"], format_reduction(result["token_reduction"]), *cells])
     return format_table(["sharing", "token reduction", *(title for title, *_ in COLUMNS)], rows)
 
 

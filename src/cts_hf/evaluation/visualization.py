@@ -102,15 +102,18 @@ def overlay(
 
 
 def draw_sharing_grid(
-    image: Image.Image, shared_superpatches: ArrayLike, superpatch_size: int = 32, patch_size: int = 16
+    image: Image.Image,
+    shared_superpatches: ArrayLike | tuple[ArrayLike, ...],
+    superpatch_size: int = 32,
+    patch_size: int = 16,
 ) -> Image.Image:
     """
     The tokens of an image: a box around every shared superpatch, thin lines between the patches that share nothing.
 
     Args:
         image: PIL image as the model saw it, resized but not padded.
-        shared_superpatches: (Hs, Ws) bool, from the model's output.
-        superpatch_size: height and width of a superpatch in pixels.
+        shared_superpatches: (Hs, Ws) bool, from the model's output; a tuple of one per level if there are several.
+        superpatch_size: height and width of a superpatch in pixels, of the first level.
         patch_size: height and width of a patch in pixels.
 
     Returns:
@@ -119,24 +122,32 @@ def draw_sharing_grid(
     Raises:
         ValueError: sizes that do not fit each other, or a grid that does not cover the image.
     """
-    shared = _array(shared_superpatches).astype(bool)
+    levels = shared_superpatches if isinstance(shared_superpatches, tuple) else (shared_superpatches,)
+    levels = [_array(of_level).astype(bool) for of_level in levels]
+    sizes = [superpatch_size * max(1, len(levels[0]) // max(1, len(of_level))) for of_level in levels]
     if superpatch_size % patch_size:
         raise ValueError(
             f"`superpatch_size` must be a multiple of `patch_size`, got {superpatch_size} and {patch_size}: give "
             "those of the model."
         )
     # The last row and column may hang over the edge: the model pads images to whole superpatches.
-    expected = (num_cells(image.height, superpatch_size), num_cells(image.width, superpatch_size))
-    if shared.shape != expected:
-        raise ValueError(
-            f"`shared_superpatches` must have the shape {expected} of an image of {image.height} x {image.width} "
-            f"pixels with superpatches of {superpatch_size}, got {shared.shape}: give a single image, in the "
-            "size that the model saw."
-        )
+    whole = [num_cells(side, sizes[-1]) * sizes[-1] for side in image.size[::-1]]
+    for shared, size in zip(levels, sizes, strict=True):
+        expected = (whole[0] // size, whole[1] // size)
+        if shared.shape != expected:
+            raise ValueError(
+                f"`shared_superpatches` must have the shape {expected} of an image of {image.height} x {image.width} "
+                f"pixels with superpatches of {size}, got {shared.shape}: give a single image, in the size that the "
+                "model saw."
+            )
     scale = max(1, num_cells(16, patch_size))
     picture = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BILINEAR)
-    _draw_patches(picture, shared, patch_size * scale, superpatch_size * scale)
-    _draw_superpatches(picture, shared, superpatch_size * scale)
+    covered = np.zeros_like(levels[0])
+    for shared, size in zip(levels, sizes, strict=True):
+        covered |= np.kron(shared, np.ones((size // superpatch_size,) * 2, dtype=bool))
+    _draw_patches(picture, covered, patch_size * scale, superpatch_size * scale)
+    for shared, size in zip(levels, sizes, strict=True):
+        _draw_superpatches(picture, shared, size * scale)
     return picture
 
 
@@ -144,7 +155,7 @@ def prediction_panel(
     image: Image.Image,
     prediction: ArrayLike,
     labels: ArrayLike | None = None,
-    shared_superpatches: ArrayLike | None = None,
+    shared_superpatches: ArrayLike | tuple[ArrayLike, ...] | None = None,
     palette: Sequence[Color] | None = None,
     superpatch_size: int = 32,
     patch_size: int = 16,
@@ -158,7 +169,7 @@ def prediction_panel(
         image: PIL image as the model saw it, resized but not padded.
         prediction: (H, W) class ids.
         labels: (H, W) ground truth; None leaves it out.
-        shared_superpatches: (Hs, Ws) bool, from the model's output; None leaves the grid out.
+        shared_superpatches: as for `draw_sharing_grid`; None leaves the grid out.
         palette: a color for every class; None takes `default_palette`.
         superpatch_size, patch_size: height and width in pixels, for the grid.
         classes: names of the classes, for a legend of those that occur; None leaves it out.
@@ -174,9 +185,10 @@ def prediction_panel(
         panels.append(("Ground truth", colorize(labels, palette, ignore_index)))
     panels.append(("Prediction", colorize(prediction, palette, ignore_index)))
     if shared_superpatches is not None:
-        shared = _array(shared_superpatches).astype(bool)
-        grid = draw_sharing_grid(image, shared, superpatch_size, patch_size)
-        panels.append((f"Shared tokens ({shared.sum()} of {shared.size} superpatches)", grid))
+        grid = draw_sharing_grid(image, shared_superpatches, superpatch_size, patch_size)
+        levels = shared_superpatches if isinstance(shared_superpatches, tuple) else (shared_superpatches,)
+        counts = [f"{shared.sum()} of {shared.size}" for shared in (_array(of).astype(bool) for of in levels)]
+        panels.append((f"Shared tokens ({' and '.join(counts)} superpatches)", grid))
     return _draw_panels(panels, [(classes[index], palette[index]) for index in present] if classes is not None else [])
 
 
@@ -198,6 +210,8 @@ def _draw_superpatches(picture: Image.Image, shared: np.ndarray, superpatch: int
     for row, column in np.argwhere(shared).tolist():
         left, top = column * superpatch, row * superpatch
         right, bottom = min(left + superpatch, picture.width) - 1, min(top + superpatch, picture.height) - 1
+        if right - 1 < left + 1 or bottom - 1 < top + 1:
+            continue  # padding to whole superpatches
         # A gap of one pixel between shared neighbors.
         draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=SHARED_COLOR, width=width)
 

@@ -5,7 +5,7 @@
 import html
 import re
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..model.modeling_cts_policy import CtsPolicyModel
 
@@ -50,6 +50,14 @@ policy = CtsPolicyModel.from_pretrained({name})  # or `--policy` of examples/tra
 _MARKDOWN = re.compile(r"([\\`*\[\]#|~$]|(?<![^\W_])_|_(?![^\W_]))")
 
 
+def _sharing(config: PreTrainedConfig) -> str:
+    """What sharing does, as the end of a sentence."""
+    if config.sharing_threshold is not None:
+        return f"which shares tokens where its policy is at least {config.sharing_threshold:.1%} sure"
+    given = config.token_reduction
+    return f"which removes {sum(given) if isinstance(given, tuple) else given:.1%} of the tokens"
+
+
 def model_card(
     model: PreTrainedModel, metrics: dict[str, float], title: str, name: str, has_recipe: bool = True
 ) -> str:
@@ -72,7 +80,7 @@ def model_card(
     else:
         description = (
             f"Semantic segmentation of {config.num_labels} classes by a Segmenter with content-aware token sharing, "
-            f"which removes {config.token_reduction:.1%} of the tokens."
+            f"{_sharing(config)}."
         )
         example, pipeline_tag = _SEGMENTER_EXAMPLE, "image-segmentation"
     return _CARD.format(

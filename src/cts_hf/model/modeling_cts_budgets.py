@@ -13,6 +13,9 @@
 # limitations under the License.
 """How many superpatches of each level share a token, so that a fraction of the tokens disappears."""
 
+import math
+from itertools import pairwise
+
 import torch
 
 
@@ -40,27 +43,38 @@ def split_budget(
     Returns:
         `tuple` of `int` or `torch.LongTensor`, one for each level.
     """
-    is_split = not isinstance(token_reduction, tuple)
-    available, remaining = num_patches, token_reduction * num_patches if is_split else 0.0
-    budgets: list[int | torch.Tensor] = []
-    for index in reversed(range(len(levels))):
-        size = levels[index] ** 2  # in patches
-        if not is_split:
-            removed = token_reduction[index] * num_patches
-        elif index == 0:
-            removed = remaining
-        else:
-            # The smaller levels can remove no more than this fraction of what is left to them.
-            most = 1 - 1 / levels[index - 1] ** 2
-            rest = _divide(remaining - most * available, 1 - most / (1 - 1 / size))
-            removed = _highest(_LARGER_SHARE * remaining, rest)
-        budget = _round(_divide(removed, size - 1))
-        if index < len(levels) - 1:
-            # The larger budgets were rounded, which can leave too little space, or less than nothing to remove.
-            budget = _clamp(budget, available // size)
-        budgets.insert(0, budget)
-        available, remaining = available - size * budget, remaining - (size - 1) * budget
+    first_size, *sizes = (level**2 for level in levels)  # in patches
+    fractions = token_reduction if isinstance(token_reduction, tuple) else _split(token_reduction, levels)
+    # Rounded down, but for rounding errors: then there is always space for the smaller ones.
+    budgets = [
+        _floor(_divide(fraction * num_patches, size - 1) + 1e-6)
+        for fraction, size in zip(fractions[1:], sizes, strict=True)
+    ]
+    removed = fractions[0] * num_patches
+    if sizes and not isinstance(token_reduction, tuple):
+        # The first level makes up for what is missing, where there is space: it covers more to remove as much.
+        rest = token_reduction * num_patches
+        for size, budget in zip(sizes, budgets, strict=True):
+            rest = rest - (size - 1) * budget
+        covered = sum(_divide(part, 1 - 1 / size) for part, size in zip(fractions, (first_size, *sizes), strict=True))
+        needed = sum((size - first_size) / (first_size - 1) for size in sizes)
+        removed = _choose((1 - covered) * num_patches >= needed, rest, removed)
+    budgets.insert(0, _round(_divide(removed, first_size - 1)))
     return tuple(budget.long() if isinstance(budget, torch.Tensor) else budget for budget in budgets)
+
+
+def _split(token_reduction: float | torch.Tensor, levels: tuple[int, ...]) -> tuple[float | torch.Tensor, ...]:
+    """The fraction of the tokens that each level removes; independent of the number of patches."""
+    available, remaining = 1.0, token_reduction
+    fractions: list[float | torch.Tensor] = []
+    for finer, level in reversed(list(pairwise(levels))):
+        # The smaller levels can remove no more than this fraction of what is left to them.
+        most, own_most = 1 - 1 / finer**2, 1 - 1 / level**2
+        least = _divide(remaining - most * available, 1 - most / own_most)
+        fraction = _choose(_LARGER_SHARE * remaining >= least, _LARGER_SHARE * remaining, least)
+        fractions.insert(0, fraction)
+        available, remaining = available - _divide(fraction, own_most), remaining - fraction
+    return (remaining, *fractions)
 
 
 def _divide(value: float | torch.Tensor, divisor: float) -> float | torch.Tensor:
@@ -68,13 +82,17 @@ def _divide(value: float | torch.Tensor, divisor: float) -> float | torch.Tensor
     return value / (torch.full_like(value, divisor) if isinstance(value, torch.Tensor) else divisor)
 
 
-def _highest(value: float | torch.Tensor, other: float | torch.Tensor) -> float | torch.Tensor:
-    return torch.maximum(value, other) if isinstance(value, torch.Tensor) else max(value, other)
+def _choose(
+    condition: bool | torch.Tensor, value: float | torch.Tensor, other: float | torch.Tensor
+) -> float | torch.Tensor:
+    if isinstance(condition, torch.Tensor):
+        return torch.where(condition, value, other)
+    # No `max` of numbers: with sizes that vary, torch.compile has to reason about it for minutes.
+    return value if condition else other
 
 
-def _clamp(value: int | torch.Tensor, highest: int | torch.Tensor) -> int | torch.Tensor:
-    is_tensor = isinstance(value, torch.Tensor)
-    return torch.minimum(value.clamp(min=0), highest) if is_tensor else max(0, min(value, highest))
+def _floor(value: float | torch.Tensor) -> int | torch.Tensor:
+    return value.floor() if isinstance(value, torch.Tensor) else math.floor(value)
 
 
 def _round(value: float | torch.Tensor) -> int | torch.Tensor:

@@ -88,7 +88,8 @@ def num_shared_superpatches(
 
     With several levels, a single fraction is split: each level but the first gets two thirds of what it and the
     smaller ones are to remove, or more where these could not remove the rest. Two thirds, as with perfect labels
-    that is about what 4 x 4 superpatches can remove of all that levels (2, 4) can.
+    that is about what 4 x 4 superpatches can remove of all that levels (2, 4) can. Budgets of larger levels are
+    rounded down, and the first level makes up for it where there is space.
 
     Args:
         token_reduction (`float`, `tuple[float, ...]` or `torch.FloatTensor`):
@@ -113,18 +114,18 @@ def num_shared_superpatches(
         check_tensor("num_patches", num_patches, "integer", "count the patches of each image.")
     else:
         check_count("num_patches", num_patches)
-    if isinstance(token_reduction, torch.Tensor) or isinstance(num_patches, torch.Tensor):
-        device = (num_patches if isinstance(num_patches, torch.Tensor) else token_reduction).device
-        # Python computes in double precision; Apple's GPUs have none.
-        options = {"dtype": torch.float32 if device.type == "mps" else torch.float64, "device": device}
-        if isinstance(num_patches, torch.Tensor):
-            num_patches = num_patches.to(**options)
-        else:
-            num_patches = torch.full(token_reduction.shape[:1], num_patches, **options)
-        if isinstance(token_reduction, torch.Tensor):
-            token_reduction = token_reduction.to(**options)
-            token_reduction = token_reduction if token_reduction.ndim == 1 else token_reduction.unbind(dim=1)
-    budgets = split_budget(token_reduction, num_patches, levels)
+    reduction: float | torch.Tensor | tuple[float | torch.Tensor, ...]
+    # Python computes in double precision; Apple's GPUs have none.
+    if isinstance(num_patches, torch.Tensor):
+        num_patches = num_patches.to(torch.float32 if num_patches.device.type == "mps" else torch.float64)
+    if isinstance(token_reduction, torch.Tensor):
+        given = token_reduction.to(torch.float32 if token_reduction.device.type == "mps" else torch.float64)
+        if not isinstance(num_patches, torch.Tensor):
+            num_patches = given.new_full(given.shape[:1], num_patches)
+        reduction = given if given.ndim == 1 else given.unbind(dim=1)
+    else:
+        reduction = token_reduction
+    budgets = split_budget(reduction, num_patches, levels)
     return budgets[0] if len(levels) == 1 else budgets
 
 
