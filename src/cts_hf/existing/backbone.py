@@ -36,9 +36,9 @@ class CtsBackboneConfig(BackboneConfigMixin, CheckedConfig, PreTrainedConfig):
     Configuration of a [`CtsBackbone`].
 
     Args:
-        backbone_config ([`~transformers.PreTrainedConfig`] or `dict`):
+        backbone_config ([`~transformers.PreTrainedConfig`] or `dict`, *optional*):
             Of the vision transformer: ViT, DeiT, BEiT, Data2VecVision, DINOv2 (with or without registers), DINOv3 or
-            Pixio.
+            Pixio. That of DINOv2-B by default.
         policy_config (`CtsPolicyConfig` or `dict`, *optional*):
             Of the policy network, for superpatches of two patches' size. Without one, sharing needs
             `superpatch_scores`.
@@ -80,10 +80,7 @@ class CtsBackboneConfig(BackboneConfigMixin, CheckedConfig, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         if self.backbone_config is None:
-            raise ValueError(
-                "`backbone_config` must be the configuration of a vision transformer, got None: give for example "
-                "`Dinov2Config()`."
-            )
+            self.backbone_config = {"model_type": "dinov2"}
         has_policy = self.policy_config is not None
         # What a Segmenter with this encoder would have: the same encoders, the same policies.
         as_segmenter = CtsConfig(
