@@ -7,7 +7,7 @@ from typing import Any
 from ..evaluation.tables import format_table
 
 
-PARTS = ("policy", "embedding_and_sharing", "encoder", "decoder", "unsharing", "upsampling")
+PARTS = ("policy", "embedding_and_sharing", "encoder", "decoder", "unsharing", "upsampling", "forward")
 
 
 def format_report(report: dict[str, Any]) -> str:
@@ -19,17 +19,21 @@ def format_report(report: dict[str, Any]) -> str:
         f"{setup['transformers']}, Python {setup['python']}",
         "",
         format_table(_CASE_TITLES, [_case_cells(row) for row in report["rows"]]),
-        "",
-        "Milliseconds by part, plain / CTS (upsampling to the size of the image follows the forward)",
-        "",
-        format_table(("size", "reduction", "batch", *PARTS), [_part_cells(row) for row in report["rows"]]),
     ]
+    if "encoder" in report["rows"][0]["parts"]:
+        lines += [
+            "",
+            "Milliseconds by part, plain / CTS (upsampling to the size of the image follows the forward)",
+            "",
+            format_table(("size", "reduction", "batch", *PARTS[:-1]), [_part_cells(row) for row in report["rows"]]),
+        ]
     for row in report["rows"]:
         lines += [
             "",
             f"{_case_name(row)}: ratio {row['ratio']:.2f} (quartiles {row['ratio_quartiles'][0]:.2f} to "
             f"{row['ratio_quartiles'][1]:.2f}, {row['rounds']} rounds), bound by multiply-adds {row['bound']:.2f}, "
-            f"{100 * row['reached']:.0f} % of it reached; with upsampling {row['ratio_with_upsampling']:.2f}",
+            f"{100 * row['reached']:.0f} % of it reached"
+            + (f"; with upsampling {row['ratio_with_upsampling']:.2f}" if row["parts"]["upsampling"] else ""),
         ]
     return "\n".join(lines)
 
@@ -51,7 +55,7 @@ def _case_cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _part_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    times = (f"{row['plain_parts'].get(part, 0):.1f} / {row['parts'].get(part, 0):.1f}" for part in PARTS)
+    times = (f"{row['plain_parts'].get(part, 0):.1f} / {row['parts'].get(part, 0):.1f}" for part in PARTS[:-1])
     return (*_key_cells(row), *times)
 
 

@@ -3,6 +3,7 @@
 """What a forward pass costs, counted without running one: tokens and multiply-adds."""
 
 import copy
+import math
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,9 +18,12 @@ def num_tokens(
 ) -> int:
     """Tokens of patches and superpatches that the encoder sees of an image of `size` (height, width), in pixels."""
     levels = model.config.superpatch_levels
-    num_patches = PatchGrid(size, model.config.patch_size, levels).num_patches
+    grid = PatchGrid.of_config(model.config, size)
+    num_patches = grid.num_patches
     budgets = num_shared_superpatches(token_reduction, num_patches, levels)
     budgets = budgets if len(levels) > 1 else (budgets,)
+    if not grid.pads:
+        budgets = [min(budget, math.prod(grid.shape(level))) for level, budget in zip(levels, budgets, strict=True)]
     return num_patches - sum((level**2 - 1) * budget for level, budget in zip(levels, budgets, strict=True))
 
 
@@ -42,7 +46,7 @@ def multiply_adds(
     config._attn_implementation = "eager"  # whatever kernel there is, it computes these products
     with torch.device("meta"), torch.no_grad():
         empty = CtsForSemanticSegmentation(config).eval()
-        grid = PatchGrid(size, config.patch_size, config.superpatch_levels)
+        grid = PatchGrid.of_config(config, size)
         scores = None if runs_policy else tuple(torch.zeros(1, *grid.shape(level)) for level in grid.levels)
         with FlopCounterMode(display=False) as counter:
             pixel_values = torch.zeros(1, config.num_channels, *size)

@@ -20,7 +20,8 @@ from ..data import IGNORE_INDEX
 from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.image_processing_maps_cts import resize_labels
 from ..model.modeling_cts import CtsForSemanticSegmentation
-from ..model.modeling_cts_targets import pad_labels, superpatch_targets
+from ..model.modeling_cts_grid import PatchGrid
+from ..model.modeling_cts_targets import superpatch_targets
 from .mean_iou import MeanIoU
 from .metrics import PolicyMetrics
 from .segmentation import PerLevel, PreparedImage, Segmentation, Windows, of_process, segment_batches
@@ -273,7 +274,7 @@ class _Evaluation:
             labels = labels.flip(-1)
         parts = torch.stack([labels[box.top : box.bottom, box.left : box.right] for box in windows.boxes])
         sizes = [level * self.patch_size for level in self.levels]
-        parts = pad_labels(parts, sizes[-1], IGNORE_INDEX)
+        parts = PatchGrid.of_config(self.model.config, parts.shape[1:]).pad(parts, value=IGNORE_INDEX)
         targets = tuple(superpatch_targets(parts, size, IGNORE_INDEX) for size in sizes)
         return targets if len(targets) > 1 else targets[0]
 

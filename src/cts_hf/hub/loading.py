@@ -147,6 +147,11 @@ def load_processor(source: str | Path) -> CtsImageProcessor:
     return processor
 
 
+def is_own_model(source: str | Path) -> bool:
+    """Whether a folder or repository holds a Segmenter of this package, and no model of transformers."""
+    return _read_config(source).get("model_type") in (CtsConfig.model_type, CtsPolicyConfig.model_type)
+
+
 def check_model_folder(folder: str | Path) -> None:
     """
     Refuses a folder whose model of this package (Segmenter, encoder or policy) or image processor is incomplete.
@@ -368,6 +373,7 @@ __all__ = [
     "check_finite",
     "check_model_folder",
     "describe_not_finite",
+    "is_own_model",
     "load_config",
     "load_policy_folder",
     "load_processor",
