@@ -31,11 +31,12 @@ from torch import Tensor
 from .image_processing_maps_cts import upsample
 
 
-# With fewer pixels per cell, or fewer scores in all, looking at the cells takes longer than interpolating everything.
-_MIN_PIXELS_PER_CELL, _MIN_SCORES = 8, 2**22
+# With fewer pixels per cell, or fewer scores in all, looking at the cells takes longer than interpolating everything,
+# which gains from each thread, unlike the cells, whose steps are too small to be split: the limits are for one thread.
+_MIN_PIXELS_PER_CELL, _MIN_SCORES = 8, 2**21
 # The same if more than this share of the classes must be compared in a cell on average, as in noise. What is done for
 # every map takes about as long as comparing so many classes.
-_MAX_SHARE_COMPARED, _FIXED_COST = 0.25, 2
+_MAX_SHARE_COMPARED, _FIXED_COST = 0.7, 4.5
 # If height and width of the map sum up to so much or less, PyTorch rounds a class depending on its place among the
 # others. On one thread it rounds three classes in a way of their own.
 _MAX_SIDES_OF_VECTORS, _MIN_CLASSES = 128, 4
@@ -69,7 +70,8 @@ def _may_prune(logits: Tensor, size: tuple[int, int]) -> bool:
         and num_labels >= _MIN_CLASSES
         and height * width > 1  # a single logit is a vector of classes, too
         and sum(size) > _MAX_SIDES_OF_VECTORS
-        and size[0] * size[1] >= max(_MIN_PIXELS_PER_CELL * height * width, _MIN_SCORES / num_labels)
+        and size[0] * size[1] >= _MIN_PIXELS_PER_CELL * height * width
+        and size[0] * size[1] * num_labels >= _MIN_SCORES * torch.get_num_threads()
     )
 
 
@@ -203,14 +205,14 @@ class _Cells:
     def of(cls, logits: Tensor, size: tuple[int, int]) -> "_Cells | None":
         """The cells of logits `(num_labels, height, width)` for a map of `size`; None if candidates are too many."""
         num_labels, height, width = logits.shape
-        limit = (num_labels * _MAX_SHARE_COMPARED - _FIXED_COST) * (height + 1) * (width + 1)
+        limit = num_labels * _MAX_SHARE_COMPARED / torch.get_num_threads() - _FIXED_COST
         epsilon, smallest = _rounding(logits.dtype)
         bands, num_compared = [], 0
         # A few rows of cells at a time, and the row of logits below them.
         for rows in torch.arange(height + 1).split(max(_BLOCK_NUMEL // (num_labels * (width + 2)) - 1, 1)):
             bands.append(_Band.of(logits, rows, epsilon, smallest))
             num_compared += bands[-1].num_compared()
-            if num_compared > limit or not bands[-1].is_finite():
+            if num_compared > limit * (height + 1) * (width + 1) or not bands[-1].is_finite():
                 return None
         cells, classes, corners = (torch.cat(parts, dim=-1) for parts in zip(*map(_Band.prune, bands), strict=True))
         count = cells.bincount(minlength=(height + 1) * (width + 1))
