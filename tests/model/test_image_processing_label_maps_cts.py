@@ -142,6 +142,13 @@ def test_maps_do_not_depend_on_strides():
         assert torch.equal(upsampled_argmax(logits, size), naive_argmax(logits.contiguous(), size))
 
 
+def test_maps_of_logits_with_a_gradient_beside_another_default_device():
+    logits = make_logits("smooth", 150, 16, 16)
+    with torch.device("meta"):
+        segmentation = upsampled_argmax(logits.requires_grad_(), (256, 256))
+    assert torch.equal(segmentation, naive_argmax(logits, (256, 256)))
+
+
 def test_few_classes_are_interpolated(monkeypatch, set_num_threads):
     """Of smooth logits only those that are tied somewhere, of noise all of them if there are threads to do it."""
     set_num_threads(2)

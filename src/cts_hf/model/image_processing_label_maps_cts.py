@@ -44,6 +44,7 @@ _MAX_SIDES_OF_VECTORS, _MIN_CLASSES = 128, 4
 _BLOCK_NUMEL = 2**15
 
 
+@torch.no_grad()
 def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """
     Class of each pixel: bilinearly upsampled logits' argmax, without ever holding the upsampled logits of all classes.
@@ -111,7 +112,7 @@ def _argmax_in_cells(logits: Tensor, size: tuple[int, int], cells: "_Cells") -> 
         near_ties = pixels[gaps <= _take(cells.tolerance, indices)]
         if len(near_ties):
             ties.append(near_ties)
-    is_tied = torch.zeros(logits.shape[0], dtype=torch.bool)
+    is_tied = torch.zeros(logits.shape[0], dtype=torch.bool, device="cpu")
     tied_pixels = []
     for pixels in torch.cat(ties).split(_BLOCK_NUMEL) if ties else []:
         segmentation[pixels], is_undecided, tied_classes = cells.compare_precisely(pixels)
@@ -162,7 +163,7 @@ class _Axis:
         # Interpolating unit vectors shows the weights as they are rounded on this machine. Each is a picture of its
         # own, of one channel, and wide enough that none is interpolated as a vector of classes.
         width = max(_MAX_SIDES_OF_VECTORS + 1 - num_pixels, 1)
-        units = torch.eye(num_logits, dtype=dtype)[:, None, :, None].expand(-1, -1, -1, width)
+        units = torch.eye(num_logits, dtype=dtype, device="cpu")[:, None, :, None].expand(-1, -1, -1, width)
         size = (num_pixels, width)
         weights = F.interpolate(units.contiguous(), size=size, mode="bilinear", align_corners=False)[:, 0, :, 0]
         before = (weights.cumsum(0) == 0).sum(0)  # the first logit that counts
@@ -171,7 +172,7 @@ class _Axis:
         weights = torch.stack([weights.gather(0, before[None])[0], second])
         cell = before + 1 - ((before == 0) & (second == 0)).long()
         count = cell.bincount(minlength=num_logits + 1)
-        offsets = torch.arange(count.max())[:, None].minimum(count - 1)
+        offsets = torch.arange(count.max(), device="cpu")[:, None].minimum(count - 1)
         pixels = (count.cumsum(0) - count + offsets).clamp(min=0)
         return cls(cell, weights, pixels, is_empty=count == 0)
 
@@ -209,7 +210,9 @@ class _Cells:
         epsilon, smallest = _rounding(logits.dtype)
         bands, num_compared = [], 0
         # A few rows of cells at a time, and the row of logits below them.
-        for rows in torch.arange(height + 1).split(max(_BLOCK_NUMEL // (num_labels * (width + 2)) - 1, 1)):
+        for rows in torch.arange(height + 1, device="cpu").split(
+            max(_BLOCK_NUMEL // (num_labels * (width + 2)) - 1, 1)
+        ):
             bands.append(_Band.of(logits, rows, epsilon, smallest))
             num_compared += bands[-1].num_compared()
             if num_compared > limit * (height + 1) * (width + 1) or not bands[-1].is_finite():
@@ -289,7 +292,7 @@ class _Cells:
         row, column = pixels // len(self.columns.cell), pixels % len(self.columns.cell)
         cell = self.rows.cell[row] * len(self.columns.is_empty) + self.columns.cell[column]
         count = self.count[cell]
-        rank = torch.arange(int(count.max()))[:, None]  # (most candidates, 1)
+        rank = torch.arange(int(count.max()), device="cpu")[:, None]  # (most candidates, 1)
         candidate = self.start[cell] + rank.minimum(count - 1)
         corners = self.corners[:, candidate].double()
         scores = _interpolate(corners, self.rows.weights[:, row].double(), self.columns.weights[:, column].double())
@@ -331,7 +334,7 @@ class _Band:
         """Rows of cells, int64, of logits `(num_labels, height, width)`, with candidates by their range in a cell."""
         _, height, width = logits.shape
         row = torch.cat([rows - 1, rows[-1:]]).clamp(0, height - 1)
-        column = torch.arange(-1, width + 1).clamp(0, width - 1)
+        column = torch.arange(-1, width + 1, device="cpu").clamp(0, width - 1)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         values = logits.index_select(1, row).permute(1, 2, 0).to(dtype).index_select(1, column)
         highest, lowest = torch.maximum(values[:-1], values[1:]), torch.minimum(values[:-1], values[1:])
@@ -360,10 +363,10 @@ class _Band:
         """
         rows, columns, num_labels = self.values.shape
         cells, classes = self.is_candidate.flatten(0, 1).nonzero().unbind(1)
-        corner = torch.arange(rows * columns).view(rows, columns)
+        corner = torch.arange(rows * columns, device="cpu").view(rows, columns)
         corner = torch.stack([corner[:-1, :-1], corner[:-1, 1:], corner[1:, :-1], corner[1:, 1:]]).flatten(1)
         corners = _take(self.values, corner.index_select(1, cells) * num_labels + classes)
-        is_exceeded = torch.zeros(len(cells), dtype=torch.bool)
+        is_exceeded = torch.zeros_like(cells, dtype=torch.bool)
         for rival in _take(self.values.argmax(2), corner):  # (cells,)
             limit = _take(self.values, corner * num_labels + rival) - self.tolerance.flatten()
             is_exceeded |= (corners < limit.index_select(1, cells)).all(0)
