@@ -27,7 +27,7 @@ from ..evaluation.cost import multiply_adds
 from ..hub.loading import is_own_model, load_config, load_segmenter
 from ..hub.output_file import prepare_file, written_whole
 from ..model.configuration_cts import CtsConfig
-from ..model.image_processing_maps_cts import upsampled_argmax
+from ..model.image_processing_label_maps_cts import upsampled_argmax
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_grid import PatchGrid
 from ..model.modeling_cts_policy import CtsPolicyModel

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ..model.image_processing_maps_cts import upsampled_argmax
+from ..model.image_processing_label_maps_cts import upsampled_argmax
 from ..model.modeling_cts import CtsForSemanticSegmentation, CtsSemanticSegmenterOutput
 from .metrics import policy_scores
 from .windows import Box, InferenceOptions, View, same_size_groups, segment, windowed_size, with_flips
