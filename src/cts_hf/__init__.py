@@ -5,7 +5,7 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
-from .existing import apply_cts, remove_cts
+from .existing import apply_cts, load_cts, remove_cts, save_cts
 from .model.configuration_cts import CtsConfig, CtsPolicyConfig
 from .model.image_processing_cts import CtsImageProcessor
 from .model.image_processing_pil_cts import CtsImageProcessorPil
@@ -52,8 +52,10 @@ __all__ = [
     "__version__",
     "apply_cts",
     "build_layout",
+    "load_cts",
     "num_shared_superpatches",
     "remove_cts",
+    "save_cts",
     "share",
     "superpatch_targets",
     "unshare",

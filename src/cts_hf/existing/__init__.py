@@ -3,6 +3,7 @@
 """Token sharing in the vision transformers of transformers."""
 
 from .apply import TokenSharing, apply_cts, remove_cts
+from .saving import load_cts, save_cts
 
 
-__all__ = ["TokenSharing", "apply_cts", "remove_cts"]
+__all__ = ["TokenSharing", "apply_cts", "load_cts", "remove_cts", "save_cts"]
