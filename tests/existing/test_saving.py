@@ -188,8 +188,10 @@ def test_from_the_hub(tmp_path, folder):
     hub_cache(tmp_path / "other", cache, other)  # is `main` now
     options = {"cache_dir": cache, "local_files_only": True}
     assert load_cts(REPOSITORY, **options).token_sharing.token_reduction == 0.1
-    model = load(REPOSITORY, revision=COMMIT, **options)
-    assert_equal(outputs(model), outputs(shared()))
+    expected = outputs(shared())
+    assert_equal(outputs(load(REPOSITORY, revision=COMMIT, **options)), expected)
+    downloaded = cache / "models--someone--street" / "snapshots" / COMMIT
+    assert_equal(outputs(load(downloaded)), expected)
 
 
 def test_one_revision_is_read_although_another_is_uploaded_meanwhile(tmp_path, folder, monkeypatch):
