@@ -132,9 +132,13 @@ def draw_sharing_grid(
         )
     # The last row and column may hang over the edge: the model pads images to whole superpatches.
     whole = [num_cells(side, sizes[-1]) * sizes[-1] for side in image.size[::-1]]
-    for shared, size in zip(levels, sizes, strict=True):
+    for index, (shared, size) in enumerate(zip(levels, sizes, strict=True)):
         expected = (whole[0] // size, whole[1] // size)
-        if shared.shape != expected:
+        if shared.shape == (image.height // size, image.width // size):
+            # Encoders of transformers do not pad: what is behind the last whole superpatch never shares.
+            behind = [(0, side - own) for side, own in zip(expected, shared.shape, strict=True)]
+            levels[index] = np.pad(shared, behind)
+        elif shared.shape != expected:
             raise ValueError(
                 f"`shared_superpatches` must have the shape {expected} of an image of {image.height} x {image.width} "
                 f"pixels with superpatches of {size}, got {shared.shape}: give a single image, in the size that the "
