@@ -3,6 +3,7 @@
 """Token sharing in the vision transformers of transformers."""
 
 from .apply import TokenSharing, apply_cts, remove_cts
+from .backbone import CtsBackbone, CtsBackboneConfig
 
 
-__all__ = ["TokenSharing", "apply_cts", "remove_cts"]
+__all__ = ["CtsBackbone", "CtsBackboneConfig", "TokenSharing", "apply_cts", "remove_cts"]
