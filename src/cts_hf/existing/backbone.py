@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vision transformer of transformers that shares tokens, as the backbone of a head of transformers."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,15 @@ from ..model.configuration_cts_checks import CheckedConfig, channel_values, refu
 from ..model.modeling_cts_policy import CtsPolicyModel
 from ..model.token_sharing import check_token_reduction
 from .apply import apply_cts, remove_cts
-from .outputs import with_sharing
+from .outputs import prepare_output, with_sharing
 
 
 # Encoders that are backbones in transformers, and those of which transformers has the model only.
 _BACKBONES = ("beit", "dinov2", "dinov2_with_registers", "dinov3_vit", "pixio")
 _MODELS = ("data2vec-vision", "deit", "vit")
 
-# Checkpoints name the weights as those of the encoder without sharing do, with the policy beside them: heads load those
-# that were saved with the encoder alone, and what is saved here holds nothing else that they do not know.
+# In checkpoints, weights go by the names that they have without sharing, and the policy's are beside them: those that
+# were saved with the encoder alone load, and the other way round.
 WEIGHT_NAMES = [WeightRenaming(r"^(?!backbone\.|policy\.)", "backbone.")]
 
 
@@ -96,6 +97,7 @@ class CtsBackboneConfig(BackboneConfigMixin, CheckedConfig, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         refuse_unknown_names(self, kwargs)
+        self.backbone_config = copy.deepcopy(self.backbone_config)  # its stages are set, and it may be another model's
         self.check_options()
         if out_features is None and out_indices is None and self.has_backbone:
             out_features = self.backbone_config.out_features
@@ -155,9 +157,10 @@ class CtsBackbone(BackboneMixin, PreTrainedModel):
     A vision transformer of transformers that shares tokens by [`apply_cts`], with the maps of a backbone: those of all
     patches, so that heads are as ever, and with `token_reduction=0` equal to the bit to those of the encoder alone.
 
-    `from_pretrained` of a head loads checkpoints that were saved with the encoder alone; what they lack are the weights
-    of the policy, which [`~CtsBackbone.set_policy`] gives. What is saved then holds the policy too. The policy is
-    frozen, and always in evaluation mode.
+    `from_pretrained` of a head loads checkpoints that were saved with the encoder alone. They lack the weights of the
+    policy, which [`~CtsBackbone.set_policy`] gives and which are saved with the rest. It is frozen, and always in
+    evaluation mode. Most heads pass no options on to their backbone: set `backbone.config.token_reduction`, or use
+    [`apply_cts`] on the head for budgets and scores per call.
 
     Args:
         config ([`CtsBackboneConfig`]): The configuration.
@@ -196,6 +199,7 @@ class CtsBackbone(BackboneMixin, PreTrainedModel):
             self.backbone = AutoBackbone.from_config(config.backbone_config)
         else:
             self.backbone = AutoModel.from_config(config.backbone_config, add_pooling_layer=False)
+            prepare_output(self)
         self._share_tokens(None if config.policy_config is None else CtsPolicyModel(config.policy_config))
         # A backbone has hooks that record its layers; twice installed, they would record every layer twice.
         self._output_capturing_hooks_installed = config.has_backbone
@@ -271,7 +275,7 @@ class CtsBackbone(BackboneMixin, PreTrainedModel):
         token_reduction = check_token_reduction(token_reduction)
         if token_reduction > 0 and self.policy is None and superpatch_scores is None:
             raise ValueError(
-                f"`token_reduction` must be 0 without a policy, got {token_reduction}: give the backbone a policy with "
+                f"`token_reduction` must be 0 without a policy, got {token_reduction}: give the backbone one with "
                 "`set_policy`, or `superpatch_scores` to the call, or set `config.token_reduction` to 0."
             )
         run = self.backbone if self.config.has_backbone else self._run_model
