@@ -465,6 +465,22 @@ def test_checkpoints_of_the_encoder_load(tmp_path):
     assert torch.equal(again(images).last_hidden_state, plain(images).last_hidden_state)
 
 
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.no_grad()
+def test_new_heads_start_from_an_encoder(name, tmp_path):
+    config = encoder_config(name)
+    plain = AutoBackbone.from_config(config)
+    randomize(plain).base_model.save_pretrained(tmp_path)  # as published, without what makes it a backbone
+    plain = load(type(plain), tmp_path, config=config)
+    head = head_class("upernet")(head_config("upernet", CtsBackboneConfig(backbone_config=config)))
+    head.backbone.backbone.load_state_dict(plain.state_dict())
+    head.eval().backbone.config.token_reduction = 0.0
+    for parameter in plain.parameters():
+        parameter.data = parameter.data.clone()
+    images = random_images()
+    assert same(head.backbone(images), plain(images))
+
+
 def test_auto_classes_know_it(tmp_path):
     model = build(policy_config=POLICY)
     model.save_pretrained(tmp_path)

@@ -160,7 +160,8 @@ class CtsBackbone(BackboneMixin, PreTrainedModel):
     `from_pretrained` of a head loads checkpoints that were saved with the encoder alone. They lack the weights of the
     policy, which [`~CtsBackbone.set_policy`] gives and which are saved with the rest. It is frozen, and always in
     evaluation mode. Most heads pass no options on to their backbone: set `backbone.config.token_reduction`, or use
-    [`apply_cts`] on the head for budgets and scores per call.
+    [`apply_cts`] on the head for budgets and scores per call. A new head gets the weights of an encoder by
+    `head.backbone.backbone.load_state_dict(AutoBackbone.from_pretrained(name).state_dict())`.
 
     Args:
         config ([`CtsBackboneConfig`]): The configuration.
