@@ -2,159 +2,34 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import copy
+import json
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 from transformers import AutoBackbone, AutoConfig, Dinov2Config, Dinov2Model, DINOv3ViTConfig, SwinConfig, ViTConfig
 
 from cts_hf import CtsBackbone, CtsBackboneConfig, CtsPolicyConfig
 
+from ..helpers.backbones import (
+    MODELS,
+    POLICY,
+    SIZES,
+    build,
+    encoder_config,
+    head_class,
+    head_config,
+    load,
+    random_scores,
+    randomize,
+    same,
+)
 from ..helpers.existing_models import (
-    ENCODER,
-    KINDS,
     PATCH_SIZE,
-    RELATIVE,
     WITH_MLP,
     build_existing,
-    four_stages,
-    tensors,
 )
-from ..helpers.models import TINY_BACKBONE, random_images, tiny_config, tiny_policy
-
-
-# Encoders of which transformers has a backbone: the configuration, and whether it can return the class token and the
-# patches, as depth heads want them.
-ENCODERS = {
-    "beit": ("BeitConfig", RELATIVE, True),
-    "dinov2": ("Dinov2Config", ENCODER, True),
-    "dinov2_with_registers": ("Dinov2WithRegistersConfig", {**ENCODER, "num_register_tokens": 4}, False),
-    "dinov3_vit": ("DINOv3ViTConfig", {**WITH_MLP, "num_register_tokens": 4}, False),
-    "pixio": ("PixioConfig", {**ENCODER, "n_cls_tokens": 1}, True),
-}
-# Those of which it has the model only.
-MODELS = {
-    "vit": ("ViTConfig", "ViTModel", WITH_MLP),
-    "deit": ("DeiTConfig", "DeiTModel", WITH_MLP),
-    "data2vec-vision": ("Data2VecVisionConfig", "Data2VecVisionModel", RELATIVE),
-}
-# Heads, by the kind that has their options; where their backbone is; and whether they want maps.
-HEADS = {
-    "upernet": ("upernet_dinov2", "backbone", True),
-    "mask2former": ("mask2former", "model.pixel_level_module.encoder", True),
-    "dpt": ("dpt_depth", "backbone", False),
-    "depth_anything": ("depth_anything", "backbone", False),
-    "zoedepth": ("zoedepth", "backbone", False),
-}
-PAIRS = [
-    (head, encoder)
-    for head, (_, _, wants_maps) in HEADS.items()
-    for encoder, (_, _, has_sequences) in ENCODERS.items()
-    if wants_maps or has_sequences
-]
-POLICY = {**TINY_BACKBONE, "superpatch_size": 2 * PATCH_SIZE}
-SIZES = [(64, 64), (48, 96), (72, 56)]
-
-
-def encoder_config(name, **options):
-    config, defaults = (ENCODERS.get(name) or MODELS[name][::2])[:2]
-    return getattr(transformers, config)(**{**four_stages(**defaults), **options})
-
-
-def head_config(name, backbone_config):
-    kind = KINDS[HEADS[name][0]]
-    options = {**kind.options, "patch_size": PATCH_SIZE} if name == "depth_anything" else kind.options
-    return getattr(transformers, kind.config)(**options, backbone_config=backbone_config)
-
-
-def head_class(name):
-    return getattr(transformers, KINDS[HEADS[name][0]].model)
-
-
-def randomize(model, seed=0):
-    """At initialization much is 0 or 1: tests would not see it mixed up."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-def load(kind, folder, **options):
-    """A loaded model with weights where other models have theirs: rounding depends on the alignment in memory."""
-    loaded = kind.from_pretrained(folder, **options)
-    for parameter in (loaded[0] if isinstance(loaded, tuple) else loaded).parameters():
-        parameter.data = parameter.data.clone()
-    return loaded
-
-
-def build(name="dinov2", seed=0, policy_config=None, token_reduction=0.3, **options):
-    """A random backbone in evaluation mode. Options are the encoder's."""
-    options = {**four_stages(), **options} if name in ENCODERS else options
-    config = CtsBackboneConfig(
-        backbone_config=encoder_config(name, **options), policy_config=policy_config, token_reduction=token_reduction
-    )
-    if name in MODELS:
-        config.out_features = four_stages()["out_features"]
-    torch.manual_seed(seed)
-    return randomize(CtsBackbone(config), seed)
-
-
-def random_scores(height, width, seed=1):
-    shape = (2, height // PATCH_SIZE // 2, width // PATCH_SIZE // 2)
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def same(first, second):
-    first, second = tensors(first), tensors(second)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def same_weights(first, second):
-    first, second = first.state_dict(), second.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-@pytest.mark.parametrize(("head", "encoder"), PAIRS)
-@torch.no_grad()
-def test_heads_load_upstream_checkpoints_and_are_exact_without_sharing(head, encoder, tmp_path):
-    options = {} if HEADS[head][2] else {"reshape_hidden_states": False}
-    randomize(head_class(head)(head_config(head, encoder_config(encoder, **options)))).save_pretrained(
-        tmp_path / "plain"
-    )
-    plain = load(head_class(head), tmp_path / "plain")
-    # The stages are the encoder's.
-    backbone_config = CtsBackboneConfig(backbone_config=encoder_config(encoder, **options), policy_config=POLICY)
-    config = head_config(head, backbone_config)
-    model, info = load(head_class(head), tmp_path / "plain", config=config, output_loading_info=True)
-    backbone = model.get_submodule(HEADS[head][1])
-    policy_names = {f"{HEADS[head][1]}.policy.{name}" for name in backbone.policy.state_dict()}
-    assert info["missing_keys"] == policy_names
-    assert not info["unexpected_keys"]
-    assert not info["mismatched_keys"]
-
-    for height, width in SIZES:
-        images = random_images(2, height, width)
-        expected = plain(images, output_hidden_states=True)
-        backbone.config.token_reduction = 0.3
-        shared = model(images, output_hidden_states=True)
-        backbone.config.token_reduction = 0.0
-        assert same(model(images, output_hidden_states=True), expected)
-        assert not same(shared, expected)
-        shapes = {name: value.shape for name, value in tensors(expected).items()}
-        assert {name: value.shape for name, value in tensors(shared).items()} == shapes
-
-    # What is saved has the policy, and goes by the names of the encoder alone.
-    model.save_pretrained(tmp_path / "shared")
-    names = load_file(tmp_path / "shared/model.safetensors").keys()
-    assert names - load_file(tmp_path / "plain/model.safetensors").keys() == policy_names
-    again, info = load(head_class(head), tmp_path / "shared", output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    assert same_weights(again, model)
-    again.save_pretrained(tmp_path / "again")
-    assert load_file(tmp_path / "again/model.safetensors").keys() == names
+from ..helpers.models import random_images, tiny_config, tiny_policy
 
 
 def expected_maps(plain, images, options):
@@ -206,29 +81,6 @@ def test_models_become_backbones(name, tmp_path):
     images = random_images()
     state = without_norm(images, output_hidden_states=True).hidden_states[-1]
     assert torch.equal(without_norm(images).feature_maps[-1].flatten(2), state[:, -64:].transpose(1, 2))
-
-
-@pytest.mark.parametrize("name", MODELS)
-@torch.no_grad()
-def test_heads_take_what_has_no_backbone_upstream(name, tmp_path):
-    config = CtsBackboneConfig(
-        backbone_config=encoder_config(name, out_features=None), policy_config=POLICY, **{"out_indices": [1, 2, 3, 4]}
-    )
-    model = randomize(head_class("upernet")(head_config("upernet", config)))
-    images = random_images(2, 48, 96)
-    outputs = model(images)
-    logits = model.decode_head(model.backbone(images).feature_maps)
-    assert torch.equal(outputs.logits, torch.nn.functional.interpolate(logits, size=(48, 96), mode="bilinear"))
-    model.save_pretrained(tmp_path)
-    again, info = load(head_class("upernet"), tmp_path, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    assert same_weights(again, model)
-    # Depth heads want sequences.
-    config.backbone_config.reshape_hidden_states = False
-    for head in ("dpt", "depth_anything", "zoedepth"):
-        depth = head_class(head)(head_config(head, config)).eval()
-        assert depth(images).predicted_depth.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -333,34 +185,6 @@ def test_the_default_normalization_is_the_family_s_and_is_saved(tmp_path):
     assert CtsBackboneConfig.from_pretrained(tmp_path).image_mean == [0.485, 0.456, 0.406]
 
 
-@torch.no_grad()
-def test_a_policy_that_is_set_is_saved(tmp_path):
-    policy = tiny_policy(seed=3, output_stride=16)
-    policy.save_pretrained(tmp_path / "policy")
-    head = head_class("upernet")(head_config("upernet", CtsBackboneConfig(backbone_config=encoder_config("dinov2"))))
-    randomize(head)
-    images = random_images()
-    with pytest.raises(ValueError, match=r"`token_reduction` must be 0 without a policy, got 0\.3"):
-        head(images)
-    head.backbone.set_policy(str(tmp_path / "policy"))
-    assert same_weights(head.backbone.policy, policy)
-    assert head.config.backbone_config.policy_config.output_stride == 16
-    shared = head.backbone(images).shared_superpatches
-    head.save_pretrained(tmp_path / "head")
-    again = load(head_class("upernet"), tmp_path / "head")
-    assert same_weights(again, head)
-    assert torch.equal(again.backbone(images).shared_superpatches, shared)
-    # One for other superpatches is refused, and the model as before.
-    with pytest.raises(ValueError, match="`policy` must be for superpatches of two patches"):
-        again.backbone.set_policy(tiny_policy(superpatch_size=32))
-    assert same_weights(again, head)
-    assert torch.equal(again.backbone(images).shared_superpatches, shared)
-    again.backbone.set_policy(None)
-    assert again.backbone.policy is None
-    assert again.config.backbone_config.policy_config is None
-    assert not any("policy" in name for name in again.state_dict())
-
-
 def test_the_policy_is_frozen(tmp_path):
     build(policy_config=POLICY).save_pretrained(tmp_path)
     model = load(CtsBackbone, tmp_path)
@@ -395,15 +219,6 @@ def test_copies_and_other_dtypes():
     assert same(model(images), expected)
 
 
-def test_weights_load_in_the_dtype_that_is_asked_for(tmp_path):
-    head_class("upernet")(head_config("upernet", encoder_config("dinov2"))).save_pretrained(tmp_path)
-    backbone_config = CtsBackboneConfig(backbone_config=encoder_config("dinov2"), policy_config=POLICY)
-    config = head_config("upernet", backbone_config)
-    model = load(head_class("upernet"), tmp_path, config=config, dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert model(random_images().bfloat16()).logits.dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize("name", ["beit", "dinov2", "vit"])
 def test_gradient_checkpointing_is_exact(name):
     model = build(name, policy_config=POLICY, hidden_dropout_prob=0.0, drop_path_rate=0.0)
@@ -427,15 +242,6 @@ def test_layers_are_recorded_once(name):
     model = build(name, token_reduction=0.0)
     for _ in range(2):
         assert len(model(random_images(), output_hidden_states=True).hidden_states) == 5
-
-
-def test_parts_are_not_split():
-    head = head_class("upernet")(
-        head_config("upernet", CtsBackboneConfig(backbone_config=encoder_config("dinov2"), policy_config=POLICY))
-    )
-    assert {"Dinov2Layer", "CtsPolicyInvertedResidual"} <= set(head._no_split_modules)
-    backbone = head.backbone
-    assert backbone.get_input_embeddings() is backbone.backbone.get_input_embeddings()
 
 
 @pytest.mark.parametrize("name", ["dinov2", "vit"])
@@ -465,22 +271,6 @@ def test_checkpoints_of_the_encoder_load(tmp_path):
     assert torch.equal(again(images).last_hidden_state, plain(images).last_hidden_state)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-@torch.no_grad()
-def test_new_heads_start_from_an_encoder(name, tmp_path):
-    config = encoder_config(name)
-    plain = AutoBackbone.from_config(config)
-    randomize(plain).base_model.save_pretrained(tmp_path)  # as published, without what makes it a backbone
-    plain = load(type(plain), tmp_path, config=config)
-    head = head_class("upernet")(head_config("upernet", CtsBackboneConfig(backbone_config=config)))
-    head.backbone.backbone.load_state_dict(plain.state_dict())
-    head.eval().backbone.config.token_reduction = 0.0
-    for parameter in plain.parameters():
-        parameter.data = parameter.data.clone()
-    images = random_images()
-    assert same(head.backbone(images), plain(images))
-
-
 def test_auto_classes_know_it(tmp_path):
     model = build(policy_config=POLICY)
     model.save_pretrained(tmp_path)
@@ -494,6 +284,24 @@ def test_auto_classes_know_it(tmp_path):
     nested = transformers.UperNetConfig.from_dict(head_config("upernet", config).to_dict())
     assert nested.backbone_config.to_dict() == config.to_dict()
     assert AutoConfig.from_pretrained(tmp_path, token_reduction=0.5).token_reduction == 0.5
+
+
+@pytest.mark.parametrize("part", [None, "backbone_config", "policy_config"])
+def test_names_that_other_versions_leave_in_files_are_allowed(part, tmp_path):
+    config = CtsBackboneConfig(backbone_config=encoder_config("dinov2"), policy_config=POLICY)
+    head_config("upernet", config).save_pretrained(tmp_path)
+    config.save_pretrained(tmp_path / "alone")
+    for file, path in ((tmp_path, ["backbone_config"]), (tmp_path / "alone", [])):
+        content = json.loads((file / "config.json").read_text())
+        options = content
+        for name in [*path, *([part] if part else [])]:
+            options = options[name]
+        options["an_option_of_others"] = 1
+        (file / "config.json").write_text(json.dumps(content))
+        loaded = AutoConfig.from_pretrained(file)
+        loaded = loaded.backbone_config if path else loaded
+        assert loaded.policy_config.to_dict().items() >= config.policy_config.to_dict().items()
+        assert loaded.out_features == config.out_features
 
 
 @pytest.mark.parametrize(

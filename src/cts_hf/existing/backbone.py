@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub.dataclasses import strict
 from transformers import AutoBackbone, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import __version__ as transformers_version
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin, filter_output_hidden_states
 from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BackboneOutput
@@ -96,6 +97,9 @@ class CtsBackboneConfig(BackboneConfigMixin, CheckedConfig, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        if "model_type" in kwargs and self.transformers_version is None:
+            # Of a head's file, which says the version of transformers once: names that others leave there are allowed.
+            self.transformers_version = transformers_version
         refuse_unknown_names(self, kwargs)
         self.backbone_config = copy.deepcopy(self.backbone_config)  # its stages are set, and it may be another model's
         self.check_options()
@@ -142,7 +146,11 @@ class CtsBackboneConfig(BackboneConfigMixin, CheckedConfig, PreTrainedConfig):
             )
         self.backbone_config = AutoConfig.for_model(**given) if isinstance(given, dict) else given
         if isinstance(self.policy_config, dict):
-            defaults = {"superpatch_size": 2 * self.patch_height_and_width[0], "num_channels": self.num_channels}
+            defaults = {
+                "superpatch_size": 2 * self.patch_height_and_width[0],
+                "num_channels": self.num_channels,
+                "transformers_version": self.transformers_version,
+            }
             self.policy_config = CtsPolicyConfig(**{**defaults, **self.policy_config})
         if self.policy_config is not None:
             self.policy_config.check_options()
