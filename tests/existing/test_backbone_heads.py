@@ -1,7 +1,6 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
 
-
 import pytest
 import torch
 from safetensors.torch import load_file
