@@ -271,14 +271,12 @@ class CtsBackbone(BackboneMixin, PreTrainedModel):
                 Scores that replace the policy's.
 
         Returns:
-            [`~transformers.modeling_outputs.BackboneOutput`] as the encoder's, with two fields more:
-
-            - `feature_maps`: For each of `config.out_features`, a map `(batch_size, hidden_size, rows, columns)`; or,
-              if `reshape_hidden_states` is `False`, what the encoder returns then, which for those without a backbone
-              upstream is the class token and the patches, `(batch_size, 1 + rows * columns, hidden_size)`.
-            - `shared_superpatches` (`torch.BoolTensor` of shape `(batch_size, rows // 2, columns // 2)`): The
-              superpatches that were one token.
-            - `num_tokens` (`torch.LongTensor` of shape `(batch_size,)`): Tokens of patches and superpatches.
+            [`~transformers.modeling_outputs.BackboneOutput`]: As the encoder's. `feature_maps` has for each of
+                `config.out_features` a map, `(batch_size, hidden_size, rows, columns)`; or, if `reshape_hidden_states`
+                is `False`, what the encoder returns then, which for those without a backbone upstream is the class
+                token and the patches, `(batch_size, 1 + rows * columns, hidden_size)`. Two fields more are
+                `shared_superpatches`, bool, `(batch_size, rows // 2, columns // 2)`, those that were one token; and
+                `num_tokens`, int64, `(batch_size,)`, of patches and superpatches.
 
         Raises:
             ValueError: If tokens are to be shared and there is neither a policy nor scores, or an option is out of
