@@ -65,7 +65,8 @@ class PatchGrid:
     ) -> "PatchGrid":
         """The grid that a model with this [`CtsConfig`] has of images: encoders of transformers do not pad them."""
         pads = config.backbone_config is None
-        return cls(tuple(size), config.patch_size, tuple(config.superpatch_levels), image_sizes, pads)
+        height, width = size
+        return cls((height, width), config.patch_size, tuple(config.superpatch_levels), image_sizes, pads)
 
     @classmethod
     def of_images(
