@@ -174,6 +174,30 @@ def test_configurations_are_saved_whole(name, tmp_path):
     assert loaded.token_reduction == 0.2
 
 
+@pytest.mark.parametrize("name", ["Dinov2Config", "ViTConfig"])
+@torch.no_grad()
+def test_features_are_those_of_the_stages_whenever_they_are_chosen(name, tmp_path):
+    inner = inner_config(name)
+    before = inner.to_dict()
+    config = CtsBackboneConfig(backbone_config=inner, token_reduction=0.0, out_features=["stage1", "stage3"])
+    CtsBackboneConfig(backbone_config=inner, out_features=["stage2"], reshape_hidden_states=False)
+    assert inner.to_dict() == before
+    model, images = CtsBackbone(config).eval(), random_images()
+    first, third = model(images).feature_maps
+    assert not torch.equal(first, third)
+    model.save_pretrained(tmp_path)
+    loaded = CtsBackbone.from_pretrained(tmp_path, out_features=["stage3"])
+    changed = copy.deepcopy(config)
+    changed.out_features = ["stage3"]
+    built = CtsBackbone(changed).eval()
+    built.load_state_dict(model.state_dict())
+    model.out_indices = [3]
+    for chosen in (loaded, built, model):
+        assert chosen.out_features == ["stage3"]
+        (feature,) = chosen(images).feature_maps
+        assert torch.equal(feature, third)
+
+
 def test_the_auto_classes_know_it(tmp_path):
     config = CtsBackboneConfig(backbone_config=inner_config("Dinov2Config"), out_indices=[2, 4])
     assert config.out_features == ["stage2", "stage4"]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vision transformers of transformers that share tokens, as backbones: for training new heads on top of them."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ class CtsBackboneConfig(BackboneConfigMixin, CheckedConfig, PreTrainedConfig):
             image_mean=self.image_mean,
             image_std=self.image_std,
         )
-        inner = self.backbone_config = as_segmenter.backbone_config
+        # A copy, as what follows changes it, and others may have it too.
+        inner = self.backbone_config = copy.deepcopy(as_segmenter.backbone_config)
         if inner.model_type == "dpt":
             raise ValueError(
                 "`backbone_config` must not be of a DPT, got one, whose vision transformer is a part of its model: "
@@ -107,11 +109,16 @@ class CtsBackboneConfig(BackboneConfigMixin, CheckedConfig, PreTrainedConfig):
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         if hasattr(inner, "reshape_hidden_states"):
             inner.reshape_hidden_states = self.reshape_hidden_states
-            inner.out_features = self.out_features
         for name in _READ_BY_HEADS:
             kwargs.pop(name, None)  # of a saved configuration
             setattr(self, name, getattr(inner, name))
         super().__post_init__(**kwargs)
+
+    def set_output_features_output_indices(self, out_features: list | None, out_indices: list | None) -> None:
+        """Sets the stages to return, also those of `backbone_config`, whose backbone computes them."""
+        super().set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        if hasattr(self.backbone_config, "out_features"):
+            self.backbone_config.out_features = self.out_features
 
     def check_options(self) -> None:
         """Refuses a budget that is none."""
