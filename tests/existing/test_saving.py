@@ -65,6 +65,20 @@ def test_options_of_from_pretrained(tmp_path):
     assert load_cts(tmp_path / "a" / "b", device_map="cpu")(random_images()).shared_superpatches.any()
 
 
+@pytest.mark.parametrize("name", ["beit", "data2vec", "beit_shared_bias", "dinov2", "dinov3"])
+@torch.no_grad()
+def test_weights_on_disk(name, tmp_path):
+    """accelerate loads them for the forward of their module, and hooks run after it."""
+    model, images = apply_cts(build_existing(name), tiny_policy()), random_images()
+    save_cts(model, tmp_path / "model")
+    options = {"device_map": {"": "disk"}, "offload_folder": tmp_path / "offload", "attn_implementation": "eager"}
+    loaded = load_cts(tmp_path / "model", **options)
+    assert next(parameter for name, parameter in loaded.named_parameters() if "token_sharing" not in name).is_meta
+    outputs, expected = call_existing(loaded, name, images), call_existing(model, name, images)
+    assert outputs.shared_superpatches.any()
+    assert torch.equal(states(outputs), states(expected))
+
+
 def random_picture():
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 96, 3), dtype=np.uint8))
 

@@ -184,10 +184,17 @@ def check_finite(model: PreTrainedModel, source: str | Path) -> None:
 
 
 def describe_not_finite(model: PreTrainedModel) -> str | None:
-    """Which weights of a model, buffers included, hold NaN or infinity, in words; `None` if they are all finite."""
-    state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
-    # One transfer from the device for all of them.
-    is_finite = torch.stack([value.isfinite().all() for value in state.values()]).tolist()
+    """
+    Which weights of a model, buffers included, hold NaN or infinity, in words; `None` if they are all finite. Weights
+    that are offloaded, and so not in memory, are not read.
+    """
+    state = model.state_dict().items()
+    state = {name: value for name, value in state if value.is_floating_point() and not value.is_meta}
+    if not state:
+        return None
+    # One transfer from the device for all of them; a model can be spread over several.
+    device = next(iter(state.values())).device
+    is_finite = torch.stack([value.isfinite().all().to(device) for value in state.values()]).tolist()
     names = [name for name, finite in zip(state, is_finite, strict=True) if not finite]
     if not names:
         return None
