@@ -141,6 +141,20 @@ def test_the_policy_chooses(name):
         remove_cts(model)
 
 
+@torch.no_grad()
+def test_a_policy_of_several_levels_serves_with_its_first():
+    policy, images = tiny_policy(superpatch_levels=(2, 4)), random_images(2, 48, 80)
+    model = apply_cts(build_existing("dinov2"), policy, image_mean=0.5, image_std=0.5)
+    policy.config.image_mean = policy.config.image_std = 0.5
+    logits = policy(images).logits[0][:, :, :3, :5]
+    outputs = model(images)
+    scores = logits[:, 1] - logits[:, 0]
+    for given in (scores, (scores,)):
+        expected = model(images, superpatch_scores=given)
+        assert torch.equal(outputs.shared_superpatches, expected.shared_superpatches)
+        assert torch.equal(outputs.last_hidden_state, expected.last_hidden_state)
+
+
 def test_the_normalization_is_that_of_the_image_processor(tmp_path):
     build_existing("dinov2").save_pretrained(tmp_path)
     options = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
