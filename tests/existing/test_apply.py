@@ -449,6 +449,11 @@ def test_refusals():
     assert not hasattr(model, "token_sharing")
     assert state == {name: dict(module._forward_hooks) for name, module in model.named_modules()}
 
+    without_plain_layers = build_existing("eomt", num_blocks=3)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"`config.num_blocks` must be below the number of layers"):
+            apply_cts(without_plain_layers)
+
     apply_cts(model, tiny_policy())
     images = random_images()
     with pytest.raises(ValueError, match="must not share tokens yet"):
@@ -468,6 +473,20 @@ def test_refusals():
     images[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="`pixel_values` must be finite"):
         model(images)
+
+
+@torch.no_grad()
+def test_a_users_model_whose_annotations_cannot_be_read():
+    class UsersModel(transformers.ViTModel):
+        def forward(self, pixel_values: "OnlyForTypeCheckers", **kwargs) -> "OnlyForTypeCheckers":  # noqa: F821
+            return super().forward(pixel_values, **kwargs)
+
+    plain = build_existing("vit")
+    model = UsersModel(plain.config).eval()
+    model.load_state_dict(plain.state_dict())
+    expected, images = plain(random_images()), random_images()
+    assert apply_cts(model)(images, superpatch_scores=random_scores(64, 64)).num_tokens.tolist() == [46, 46]
+    assert torch.equal(remove_cts(model)(images).last_hidden_state, expected.last_hidden_state)
 
 
 def test_a_config_of_another_model_is_no_config_of_ours():
