@@ -221,6 +221,22 @@ def test_gradient_checkpointing_changes_nothing(name, use_reentrant):
     assert not any("_CheckpointInCall" in repr(vars(module)) for module in model.modules())
 
 
+def test_gradient_checkpointing_where_only_layers_are_in_training_mode():
+    """The rest may be in evaluation mode, as it is frozen."""
+    model, gradients = apply_cts(build_existing("beit")), []
+    for is_checkpointed in (False, True):
+        if is_checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.eval().zero_grad()
+        for module in model.modules():
+            if type(module).__name__ == "BeitLayer":
+                module.train()
+        model(random_images(), superpatch_scores=random_scores(64, 64)).last_hidden_state.square().mean().backward()
+        gradients.append({key: value.grad for key, value in model.named_parameters() if value.grad is not None})
+    for key, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
+
+
 @pytest.mark.parametrize("name", ["vit", "dinov2", "beit", "data2vec", "eomt", "eomt_dinov3"])
 def test_training_with_dropout_and_drop_path(name):
     model = apply_cts(build_existing(name, hidden_dropout_prob=0.5, drop_path_rate=0.3))

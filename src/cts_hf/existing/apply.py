@@ -298,7 +298,7 @@ def _before_model(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) 
         )
     if token_reduction > 0:
         _refuse_patch_masks(module, args, kwargs)
-    if module.training and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         keep_call_in_checkpoints(module)
     call = SharingCall(module, token_reduction, scores)
     call.token = begin_call(call)

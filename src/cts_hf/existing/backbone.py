@@ -206,7 +206,7 @@ class CtsBackbone(BackboneMixin, PreTrainedModel):
             ValueError: If an argument has a wrong type or shape, or sharing is asked for without a policy or scores.
         """
         token_reduction = check_number(self.config.token_reduction if token_reduction is None else token_reduction)
-        if self.training and not torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             keep_call_in_checkpoints(self.backbone)
         if output_attentions is not None:
             kwargs["output_attentions"] = output_attentions
