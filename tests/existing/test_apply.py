@@ -165,6 +165,9 @@ def test_the_normalization_is_that_of_the_image_processor(tmp_path):
     assert (sharing.image_mean, sharing.image_std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     sharing = apply_cts(transformers.AutoModel.from_pretrained(tmp_path), image_mean=0.5).token_sharing
     assert (sharing.image_mean, sharing.image_std) == ((0.5, 0.5, 0.5), (0.4, 0.5, 0.6))
+    transformers.BitImageProcessor(do_normalize=False).save_pretrained(tmp_path)
+    sharing = apply_cts(transformers.AutoModel.from_pretrained(tmp_path)).token_sharing
+    assert (sharing.image_mean, sharing.image_std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     assert apply_cts(build_existing("beit")).token_sharing.image_mean == (0.5, 0.5, 0.5)
 
 
