@@ -291,6 +291,17 @@ def test_rotary_positions_in_training_are_those_that_were_drawn():
 
 
 @torch.no_grad()
+def test_positions_keep_double_precision():
+    model = build_existing("dinov2").double()
+    images = random_images(1, 1, 1).double().expand(-1, -1, 64, 64)
+    patches = model(images, output_hidden_states=True).hidden_states[0][:, 1:].unflatten(1, (4, 2, 4, 2))
+    scores = torch.zeros(1, 4, 4)
+    outputs = apply_cts(model)(images, superpatch_scores=scores, token_reduction=0.75, output_hidden_states=True)
+    shared = outputs.hidden_states[0][:, 1:].unflatten(1, (4, 2, 4, 2))
+    torch.testing.assert_close(shared, patches.mean((2, 4), keepdim=True).expand_as(shared), rtol=1e-13, atol=1e-13)
+
+
+@torch.no_grad()
 def test_the_relative_bias_is_upstreams_for_patches_and_the_mean_for_superpatches():
     model = build_existing("beit")
     bias = model.layers[0].relative_position_bias if hasattr(model, "layers") else None
