@@ -79,6 +79,31 @@ def test_weights_on_disk(name, tmp_path):
     assert torch.equal(states(outputs), states(expected))
 
 
+def test_a_budget_that_was_set_later(tmp_path):
+    model = apply_cts(build_existing("dinov2"), tiny_policy())
+    save_cts(model, tmp_path)
+    model.token_sharing.token_reduction = 3
+    with pytest.raises(ValueError, match="`token_reduction` must be a number between 0"):
+        save_cts(model, tmp_path)
+    assert load_cts(tmp_path).token_sharing.token_reduction == 0.3  # what was there stays
+    model.token_sharing.token_reduction = np.float32(0.5)
+    save_cts(model, tmp_path)
+    assert load_cts(tmp_path).token_sharing.token_reduction == 0.5
+
+
+@torch.no_grad()
+def test_a_users_class_is_loaded_by_itself(tmp_path):
+    class UsersModel(transformers.ViTModel):
+        pass
+
+    model = apply_cts(UsersModel(build_existing("vit").config).eval(), tiny_policy())
+    save_cts(model, tmp_path)
+    with pytest.raises(ValueError, match="a model of your own class is loaded with its `from_pretrained`"):
+        load_cts(tmp_path)
+    loaded = apply_cts(UsersModel.from_pretrained(tmp_path, attn_implementation="eager"), tmp_path / "token_sharing")
+    assert torch.equal(loaded(random_images()).last_hidden_state, model(random_images()).last_hidden_state)
+
+
 def random_picture():
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 96, 3), dtype=np.uint8))
 

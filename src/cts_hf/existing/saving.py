@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 
 from ..hub.loading import check_finite, load_policy_folder, loading_problems
 from ..model.configuration_cts_checks import channel_values, check_reductions
-from .apply import TokenSharing, apply_cts
+from .apply import TokenSharing, apply_cts, check_number
 
 
 FOLDER, OPTIONS_FILE = "token_sharing", "token_sharing.json"
@@ -44,6 +44,7 @@ def save_cts(model: PreTrainedModel, folder: str | Path) -> None:
             f"`model` must be one that `apply_cts` has changed, got a {type(model)} that shares no tokens: call "
             "`apply_cts` first, or save it with `save_pretrained`."
         )
+    token_reduction = check_number(sharing.token_reduction)  # may have been set since
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`folder` must be a folder, got {folder}, which is a file: give another name.")
@@ -54,7 +55,7 @@ def save_cts(model: PreTrainedModel, folder: str | Path) -> None:
     inner.mkdir(exist_ok=True)
     if sharing.policy is not None:
         sharing.policy.save_pretrained(inner)
-    values = (sharing.policy is not None, sharing.token_reduction, sharing.image_mean, sharing.image_std)
+    values = (sharing.policy is not None, token_reduction, sharing.image_mean, sharing.image_std)
     unfinished = inner / f"{OPTIONS_FILE}.tmp"
     unfinished.write_text(json.dumps(dict(zip(_OPTIONS, values, strict=True)), indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, inner / OPTIONS_FILE)
@@ -130,7 +131,8 @@ def _model_class(source: str | Path, place: dict[str, Any]) -> type[PreTrainedMo
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise ValueError(
             f"{source} must hold a model of transformers {transformers.__version__}, got {names[0]!r} in its "
-            "config.json: install the version that it was saved with, or later."
+            "config.json: install the version that it was saved with, or later; a model of your own class is loaded "
+            f"with its `from_pretrained`, and then changed with `apply_cts`, whose policy is in {FOLDER}/."
         )
     return found
 
