@@ -96,7 +96,7 @@ class TokenSharing(nn.Module):
         """
         shape = (images.shape[0], grid[0] // 2, grid[1] // 2)
         if superpatch_scores is not None:
-            check_scores(superpatch_scores, [shape], levels=(2,))
+            (superpatch_scores,) = check_scores(superpatch_scores, [shape], levels=(2,))
         # An odd last row or column lies in no superpatch.
         num_shared = min(num_shared_superpatches(token_reduction, grid[0] * grid[1]), shape[1] * shape[2])
         if num_shared == 0:
@@ -117,6 +117,8 @@ class TokenSharing(nn.Module):
         grid = PatchGrid.of_images(images, None, size // 2)
         images = renormalize(images, grid, self)
         logits = self.policy(images.to(self.policy.head.weight.device), return_dict=True).logits
+        if isinstance(logits, tuple):  # of several levels, and padded to whole superpatches of the last
+            logits = logits[0][:, :, : shape[1], : shape[2]]
         scores = logits[:, 1] - logits[:, 0]
         check_policy_scores(scores, images, self.policy)
         return scores
@@ -296,7 +298,7 @@ def _before_model(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) 
         )
     if token_reduction > 0:
         _refuse_patch_masks(module, args, kwargs)
-    if module.training and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         keep_call_in_checkpoints(module)
     call = SharingCall(module, token_reduction, scores)
     call.token = begin_call(call)
