@@ -88,27 +88,56 @@ def load_cts(source: str | Path, **options: Any) -> PreTrainedModel:
     place = {name: options[name] for name in _PLACE if name in options}
     inner = "/".join(filter(None, (place.get("subfolder"), FOLDER)))
     sharing = _read_options(source, {**place, "subfolder": inner})
+    model = _load_plain(source, place, options)
+    policy = load_policy_folder(source, **{**place, "subfolder": inner}) if sharing.pop("policy") else None
+    return apply_cts(model, policy, **sharing)
+
+
+def load_existing(source: str | Path, **options: Any) -> PreTrainedModel:
+    """
+    Opens a model of transformers, complete and with finite weights: as [`load_cts`] if [`save_cts`] wrote it, and
+    otherwise without sharing.
+
+    Args:
+        source (`str` or `Path`): Folder, or id of a repository on the Hub.
+        options: As for `from_pretrained`.
+
+    Raises:
+        ValueError: As [`load_cts`].
+    """
+    place = {name: options[name] for name in _PLACE if name in options}
+    try:
+        _find_options(source, {**place, "subfolder": "/".join(filter(None, (place.get("subfolder"), FOLDER)))})
+    except FileNotFoundError:
+        return _load_plain(source, place, options)
+    return load_cts(source, **options)
+
+
+def _load_plain(source: str | Path, place: dict[str, Any], options: dict[str, Any]) -> PreTrainedModel:
     model_class = _model_class(source, place)
     model, info = model_class.from_pretrained(source, **{**options, "output_loading_info": True})
     if problems := loading_problems(info):
         raise ValueError(
             f"The weights in {source} do not fit the {model_class.__name__} that its config.json describes. "
-            f"{problems}. Save it again with `save_cts`."
+            f"{problems}. Save it again with `save_cts`, or with `save_pretrained` if it shares no tokens."
         )
     check_finite(model, source)
-    policy = load_policy_folder(source, **{**place, "subfolder": inner}) if sharing.pop("policy") else None
-    return apply_cts(model, policy, **sharing)
+    return model
 
 
-def _read_options(source: str | Path, place: dict[str, Any]) -> dict[str, Any]:
+def _find_options(source: str | Path, place: dict[str, Any]) -> str:
     try:
-        path = cached_file(source, OPTIONS_FILE, **place)
+        return cached_file(source, OPTIONS_FILE, **place)
     except OSError as error:
         raise FileNotFoundError(
             f"{source} must be a folder, or the id of a repository ('owner/name') on the Hub, that `save_cts` wrote, "
             f"got none with {place['subfolder']}/{OPTIONS_FILE}: open other models with `from_pretrained`, and then "
             "call `apply_cts`."
         ) from error
+
+
+def _read_options(source: str | Path, place: dict[str, Any]) -> dict[str, Any]:
+    path = _find_options(source, place)
     try:
         options = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(options, dict) or options.keys() != set(_OPTIONS) or type(options["policy"]) is not bool:
@@ -135,4 +164,4 @@ def _model_class(source: str | Path, place: dict[str, Any]) -> type[PreTrainedMo
     return found
 
 
-__all__ = ["load_cts", "save_cts"]
+__all__ = ["load_cts", "load_existing", "save_cts"]

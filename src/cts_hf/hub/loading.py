@@ -140,7 +140,7 @@ def load_processor(source: str | Path) -> CtsImageProcessor:
     with _reading(source, PROCESSOR_FILE):
         processor = CtsImageProcessor.from_pretrained(source)
         _check_numbers(processor)
-    if _records_normalization(_read_config(source)):
+    if _records_normalization(read_config(source)):
         with _reading(source, "config.json"):
             config = AutoConfig.from_pretrained(source)
         check_normalization(config, processor)
@@ -154,7 +154,7 @@ def check_model_folder(folder: str | Path) -> None:
     Raises:
         FileNotFoundError, ValueError: As [`load_segmenter`] and [`load_processor`].
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     if config.get("model_type") == CtsPolicyConfig.model_type:
         load_policy_folder(folder)
     elif config.get("architectures") == [CtsModel.__name__]:
@@ -213,7 +213,7 @@ def loading_problems(info: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> s
 def _complete_normalization(config: CtsConfig, source: str | Path, options: Mapping[str, Any] | None = None) -> None:
     """Gives a configuration that is older than the record the normalization that model and policy have seen."""
     options = options or {}
-    if _records_normalization({**_read_config(source, options), **options}):
+    if _records_normalization({**read_config(source, options), **options}):
         return
     try:
         processor = CtsImageProcessor.from_pretrained(source, **_place(options))
@@ -287,7 +287,7 @@ def _load_config(
     kind: type[CtsConfig] | type[CtsPolicyConfig], source: str | Path, options: Mapping[str, Any] | None = None
 ) -> CtsConfig | CtsPolicyConfig:
     """The configuration in a folder or repository; refuses one of another model type."""
-    found, expected = _read_config(source, options).get("model_type"), kind.model_type
+    found, expected = read_config(source, options).get("model_type"), kind.model_type
     if found == expected:
         with _reading(source, "config.json"):
             return kind.from_pretrained(source, **_place(options))
@@ -309,7 +309,17 @@ def _load_config(
     )
 
 
-def _read_config(source: str | Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def read_config(source: str | Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """
+    What config.json of any model says, as it is written there.
+
+    Args:
+        source (`str` or `Path`): Folder, or id of a repository on the Hub.
+        options: As for `from_pretrained`; those that say where a repository is count.
+
+    Raises:
+        FileNotFoundError, ValueError: If there is none, or it cannot be read.
+    """
     place = _place(options)
     _require_folder_or_id(source)
     folder = Path(source)
@@ -373,4 +383,5 @@ __all__ = [
     "load_processor",
     "load_segmenter",
     "loading_problems",
+    "read_config",
 ]
