@@ -12,6 +12,13 @@ multiply-adds. Those of an earlier run are only replaced with --overwrite_output
 process takes its share of the images; the results are the same. Several processes on a CPU need `--multi_gpu` there,
 or `torchrun --nproc_per_node 2 examples/evaluate.py`.
 
+The model is one of this package or one of transformers for semantic segmentation that `apply_cts` takes, such as
+BEiT, DPT, UperNet, EoMT or Mask2Former: what `save_cts` wrote, or a plain checkpoint, which shares tokens with
+--with_policy FOLDER, or with random and oracle sharing.
+
+    python examples/evaluate.py --model microsoft/beit-base-finetuned-ade-640-640 --with_policy outputs/policy \
+        --dataset ade20k --data_dir ADEChallengeData2016 --token_reduction 0 0.3
+
 Images have the size that the model's image processor gives them, or another one with --shortest_edge: 480 x 360 images
 are evaluated at native size with --shortest_edge 360, and enlarged twice with --shortest_edge 720. Predictions are
 always compared with the labels at the size of the labels.
@@ -29,10 +36,11 @@ from transformers import HfArgumentParser
 from cts_hf.data import DataError
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.evaluation.command_line import new_accelerator, print_text
+from cts_hf.evaluation.existing_models import as_segmenter, is_existing, load_any
 from cts_hf.evaluation.sharing import STRATEGIES
 from cts_hf.evaluation.sweep import budget_sweep, format_sweep, plot_sweep, to_json
 from cts_hf.evaluation.windows import InferenceOptions
-from cts_hf.hub.loading import load_config, load_processor, load_segmenter
+from cts_hf.hub.loading import load_config
 from cts_hf.hub.output_folder import OutputFolder
 from cts_hf.model.token_sharing import check_token_reduction
 
@@ -45,6 +53,10 @@ class EvaluationArguments:
     """What is evaluated."""
 
     model: str = field(metadata={"help": "Folder or Hub id of a model with its image processor."})
+    # Not `policy`: that was the name of `sharing`, see below.
+    with_policy: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a policy, in place of the model's. Default: the model's."}
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder for the results, outputs/evaluation/<name of the model> by default."}
     )
@@ -86,7 +98,8 @@ def main():
     parser = HfArgumentParser((EvaluationArguments, DatasetArguments, InferenceOptions))
     parser.add_argument("--policy", nargs="*", action=RefusePolicy, default=SUPPRESS, help=SUPPRESS)
     arguments, dataset_arguments, options = parser.parse_args_into_dataclasses()
-    load_config(arguments.model)  # a wrong path leaves no folder behind
+    if not is_existing(arguments.model):  # a wrong path leaves no folder behind
+        load_config(arguments.model)
     accelerator = new_accelerator()
     folder = OutputFolder(arguments.output_dir, "evaluation")
     with folder if accelerator.is_main_process else nullcontext():
@@ -117,8 +130,8 @@ def evaluate(
         rows = data.evaluation_rows(arguments.split, arguments.max_samples)
     except DataError as error:
         raise SystemExit(str(error)) from error
-    model = load_segmenter(arguments.model).to(accelerator.device)
-    processor = load_processor(arguments.model)
+    model, processor = load_any(arguments.model, arguments.with_policy)
+    model = as_segmenter(model.to(accelerator.device), processor, options)
     if data.num_classes != model.config.num_labels:
         raise SystemExit(
             f"The data set has {data.num_classes} classes, the model {model.config.num_labels}: give the data set "

@@ -13,6 +13,9 @@ another model or budget are only replaced with --overwrite_output_dir, and files
 never are. Images that cannot be read or segmented are listed at the end, and the exit status is then 1. Several
 processes on a CPU need `accelerate launch --multi_gpu`, or `torchrun --nproc_per_node 2 examples/predict.py`.
 
+The model is one of this package or of transformers, as for examples/evaluate.py: what `save_cts` wrote, or a plain
+checkpoint, which shares tokens with --with_policy FOLDER.
+
 A video is a folder of frames: `ffmpeg -i video.mp4 frames/%06d.jpg`.
 """
 
@@ -23,10 +26,10 @@ from dataclasses import dataclass, field
 from transformers import HfArgumentParser
 
 from cts_hf.evaluation.command_line import new_accelerator, print_text
+from cts_hf.evaluation.existing_models import load_any
 from cts_hf.evaluation.prediction import PredictionReport, find_images, predict_files
 from cts_hf.evaluation.prediction_results import OUTPUTS
 from cts_hf.evaluation.windows import InferenceOptions
-from cts_hf.hub.loading import load_processor, load_segmenter
 from cts_hf.hub.output_folder import OutputFolder
 from cts_hf.model.token_sharing import check_token_reduction
 
@@ -38,6 +41,9 @@ class PredictionArguments:
     model: str = field(metadata={"help": "Folder or Hub id of a model with its image processor."})
     images: str = field(metadata={"help": "Folder of images; those in the folders below it count as well."})
     output_dir: str = field(default="outputs/predictions", metadata={"help": "Folder for the results."})
+    with_policy: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a policy, in place of the model's. Default: the model's."}
+    )
     outputs: list[str] | None = field(
         default=None,
         metadata={"help": "What to write. Default: all; no grids of windows, scales or flips.", "choices": [*OUTPUTS]},
@@ -68,9 +74,10 @@ def main() -> int:
     images = find_images(arguments.images)
     # Locked before the model is opened, so that a second run stops at once.
     with OutputFolder(arguments.output_dir, "prediction") if accelerator.is_main_process else nullcontext():
+        model, processor = load_any(arguments.model, arguments.with_policy)
         report = predict_files(
-            load_segmenter(arguments.model).to(accelerator.device),
-            load_processor(arguments.model),
+            model.to(accelerator.device),
+            processor,
             images,
             arguments.output_dir,
             outputs=outputs,

@@ -22,7 +22,7 @@ ALLOWED = {
     "existing": {"model", "hub"},
     "data": {"model", "hub"},
     "conversion": {"model", "hub", "data"},
-    "evaluation": {"model", "hub", "data"},
+    "evaluation": {"model", "hub", "existing", "data"},
     "training": {"model", "hub", "data", "conversion", "evaluation"},
     "export": {"model", "hub"},
     "benchmark": {"model", "hub", "existing", "evaluation"},

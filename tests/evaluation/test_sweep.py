@@ -5,14 +5,17 @@ import json
 from functools import cache
 
 import pytest
+import torch
 from PIL import Image
+from transformers import Dinov2Config
 
-from cts_hf import num_shared_superpatches
+from cts_hf import CtsConfig, CtsForSemanticSegmentation, num_shared_superpatches
 from cts_hf.evaluation.sharing import STRATEGIES
 from cts_hf.evaluation.sweep import budget_sweep, format_sweep, plot_sweep, to_json
 from cts_hf.evaluation.windows import InferenceOptions
 
 from ..helpers.figures import saved_figures
+from ..helpers.models import TINY_BACKBONE
 from ..helpers.scenes import processor, scene_model, scenes
 
 
@@ -96,6 +99,21 @@ def test_single_values_where_lists_belong_are_refused():
         budget_sweep(scene_model(), scenes(), processor(), "learned", [0.3])
     with pytest.raises(ValueError, match=r"`token_reductions` must be a list, got 0.3: pass \[0.3\]"):
         budget_sweep(scene_model(), scenes(), processor(), ["learned"], 0.3)
+
+
+@torch.no_grad()
+def test_a_segmenter_on_an_encoder_of_transformers_has_odd_grids():
+    """Of 9 x 9 patches, superpatches cover 8 x 8: 12 of 16 share at 0.45, all at 0.75."""
+    encoder = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=8)
+    config = CtsConfig(backbone_config=encoder, num_labels=10, policy_config=dict(TINY_BACKBONE))
+    model = CtsForSemanticSegmentation(config).eval()
+    results = budget_sweep(model, scenes().take(2), processor(72), ["oracle"], [0, 0.45, 0.75])
+    assert [result["policy_accuracy"] for result in results[1:]] == [1, 1]
+    pixel_values = torch.zeros(1, 3, 72, 72)
+    for result in results:
+        outputs = model(pixel_values, token_reduction=result["token_reduction"])
+        assert outputs.num_tokens.tolist() == [result["tokens"]]
+    assert [result["tokens"] for result in results] == [81, 81 - 3 * 12, 81 - 3 * 16]
 
 
 def test_several_levels_are_swept_and_measured_each():

@@ -12,7 +12,8 @@ from PIL import Image
 from cts_hf import CtsImageProcessor
 from cts_hf.data import SCENE_CLASSES, build_scenes
 
-from ..helpers.models import tiny_model
+from ..helpers.existing_models import save_existing
+from ..helpers.models import tiny_model, tiny_policy
 from ..helpers.scripts import ROOT, ClosedPipe, command_line, launch, run_main, run_script
 
 
@@ -269,6 +270,62 @@ def test_nothing_of_the_machine_is_saved(monkeypatch, options):
     assert written.keys() == {"settings", "classes", "results"}
     typed = {str(value) for value in options.values()}
     assert {value for value in written["settings"].values() if "/" in str(value)} <= typed
+
+
+@pytest.fixture
+def existing_options(options, tmp_path):
+    """The scenes in five classes, as models of transformers have in the tests."""
+    shutil.copytree(options["data_dir"], tmp_path / "data")
+    for path in (tmp_path / "data" / "labels").rglob("*.png"):
+        Image.open(path).point(lambda label: label % 5).save(path)
+    (tmp_path / "data" / "classes.txt").write_text("\n".join(SCENE_CLASSES[:5]))
+    return {**options, "data_dir": tmp_path / "data", "max_samples": 2}
+
+
+@pytest.mark.parametrize("name", ["beit_segmentation", "eomt", "mask2former"])
+def test_models_of_transformers(monkeypatch, existing_options, name, tmp_path):
+    folder, run = existing_options["output_dir"], {**existing_options, "overwrite_output_dir": True}
+    sharing = {"sharing": ["learned", "random", "oracle"], "token_reduction": [0, 0.3]}
+    saved = save_existing(tmp_path / "saved", name, tiny_policy())
+    run_main(monkeypatch, "evaluate.py", **{**run, "model": saved}, **sharing)
+    results = read(folder)["results"]
+    assert [result["sharing"] for result in results] == ["none", "learned", "random", "oracle"]
+    plain = save_existing(tmp_path / "plain", name)
+    tiny_policy().save_pretrained(tmp_path / "policy")
+    with_policy = {"with_policy": tmp_path / "policy"}
+    run_main(monkeypatch, "evaluate.py", **{**run, "model": plain}, **sharing, **with_policy)
+    assert read(folder)["results"] == results
+    run_main(monkeypatch, "evaluate.py", **{**run, "model": plain})
+    assert read(folder)["results"] == results[:1]
+    run_main(monkeypatch, "evaluate.py", **{**run, "model": plain}, **with_policy)
+    assert read(folder)["results"] == results[1:2]
+
+
+def test_a_policy_in_place_of_the_models(monkeypatch, options, tmp_path):
+    tiny_policy(seed=1).save_pretrained(tmp_path / "policy")
+    model = tiny_model(num_labels=10)
+    model.set_policy(tiny_policy(seed=1))
+    model.save_pretrained(tmp_path / "other")
+    CtsImageProcessor(size={"shortest_edge": 64}).save_pretrained(tmp_path / "other")
+    run = {**options, "overwrite_output_dir": True}
+    run_main(monkeypatch, "evaluate.py", **run)
+    before = read(options["output_dir"])["results"]
+    run_main(monkeypatch, "evaluate.py", **run, with_policy=tmp_path / "policy")
+    replaced = read(options["output_dir"])["results"]
+    run_main(monkeypatch, "evaluate.py", **{**run, "model": tmp_path / "other"})
+    assert replaced == read(options["output_dir"])["results"] != before
+
+
+def test_models_of_transformers_are_refused_with_other_classes_or_windows(
+    monkeypatch, options, existing_options, tmp_path
+):
+    model = save_existing(tmp_path / "model", "beit_segmentation")
+    with pytest.raises(SystemExit, match="The data set has 10 classes, the model 5"):
+        run_main(monkeypatch, "evaluate.py", **{**options, "model": model})
+    with pytest.raises(ValueError, match=r"`window`, .* must be unset for a model of transformers"):
+        run_main(monkeypatch, "evaluate.py", **{**existing_options, "model": model}, window=48)
+    with pytest.raises(ValueError, match="`sharing` must be 'none', 'random' or 'oracle' for a model without policy"):
+        run_main(monkeypatch, "evaluate.py", **{**existing_options, "model": model}, token_reduction=0.3)
 
 
 # Five images are three batches of two; one image leaves a process without any.

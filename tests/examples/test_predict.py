@@ -12,12 +12,15 @@ import torch
 from PIL import Image
 
 from cts_hf import CtsImageProcessor
+from cts_hf.data.pictures import read_picture
+from cts_hf.evaluation.existing_models import load_any
 from cts_hf.evaluation.prediction import find_images, predict_files
 from cts_hf.evaluation.prediction_results import read_stamp
 from cts_hf.evaluation.windows import InferenceOptions
 from cts_hf.hub.output_folder import OutputFolder
 
-from ..helpers.models import tiny_model
+from ..helpers.existing_models import save_existing
+from ..helpers.models import tiny_model, tiny_policy
 from ..helpers.scripts import launch, run_main
 
 
@@ -322,6 +325,44 @@ def test_names_that_differ_in_case_alone_are_refused_where_case_is_ignored(monke
     monkeypatch.setattr("cts_hf.evaluation.prediction_results._ignores_case", lambda folder: True)
     with pytest.raises(ValueError, match=r"upper case counts as lower case in .*: A and a. Rename"):
         run_main(monkeypatch, "predict.py", **{**options, "output_dir": tmp_path / "ignoring"})
+
+
+# Side of a picture's patches: those of 8 pixels are enlarged twice.
+PATCH = 16
+
+
+@pytest.mark.parametrize(
+    ("name", "grids"),
+    [
+        ("beit_segmentation", dict.fromkeys(NAMES, (7, 9))),  # an odd grid
+        # Windows of 64 x 64 pixels, side by side.
+        ("eomt", {"a": (8, 8), "b": (16, 8), "e": (8, 16)}),
+        ("upernet_dinov2", dict.fromkeys(NAMES, (12, 6))),  # of 100 pixels, 4 are no whole patch
+    ],
+)
+def test_models_of_transformers(monkeypatch, options, name, grids, tmp_path):
+    model = save_existing(tmp_path / "plain", name)
+    tiny_policy().save_pretrained(tmp_path / "policy")
+    run = {**options, "model": model, "with_policy": tmp_path / "policy"}
+    assert run_main(monkeypatch, "predict.py", **run) == 0
+    out = options["output_dir"]
+    assert written(out) == {f"{output}/{name}{suffix}" for output, suffix in SUFFIXES.items() for name in NAMES}
+    sharing, processor = load_any(model, tmp_path / "policy")
+    for image, size in NAMES.items():
+        mask = Image.open(out / "masks" / f"{image}.png")
+        assert mask.size == size
+        picture = read_picture(find_images(options["images"])[image])
+        with torch.no_grad():
+            outputs = sharing(**processor(picture, return_tensors="pt"))
+        (expected,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[size[::-1]])
+        # Images that are segmented together may be rounded differently.
+        assert (np.array(mask) != expected.numpy()).mean() < 0.01
+    for image, (columns, rows) in grids.items():
+        assert Image.open(out / "grids" / f"{image}.png").size == (columns * PATCH, rows * PATCH)
+    with pytest.raises(ValueError, match="of another model, budget or other options"):
+        run_main(monkeypatch, "predict.py", **{**options, "model": model})
+    with pytest.raises(ValueError, match="must be unset for a model of transformers"):
+        run_main(monkeypatch, "predict.py", **run, flip=True)
 
 
 def test_sharing_needs_a_policy(options):

@@ -3,11 +3,14 @@
 """Tiny random models of transformers, one for each kind that can share tokens; patches have 8 pixels."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+
+from cts_hf import apply_cts, save_cts
 
 
 PATCH_SIZE, IMAGE_SIZE, WIDTH = 8, 64, 32
@@ -137,6 +140,17 @@ KINDS = {
         "EomtDinov3ForUniversalSegmentation", "EomtDinov3Config", {**WITH_MLP, **QUERIES}, is_fixed=True
     ),
 }
+# The image processors of those that segment. Images of EoMT's are cut into windows.
+_WINDOWS = {"size": {"shortest_edge": 64, "longest_edge": None}, "do_split_image": True}
+PROCESSORS = {
+    "beit_segmentation": ("BeitImageProcessor", {"size": {"height": 72, "width": 56}}),  # an odd grid
+    "data2vec_segmentation": ("BeitImageProcessor", {"size": {"height": 64, "width": 64}}),
+    "dpt_segmentation": ("DPTImageProcessor", {"size": {"height": 64, "width": 64}}),
+    "upernet_dinov2": ("SegformerImageProcessor", {"size": {"height": 48, "width": 100}}),  # 12.5 columns
+    "mask2former": ("Mask2FormerImageProcessor", {"size": {"shortest_edge": 64, "longest_edge": 128}}),
+    "eomt": ("EomtImageProcessor", _WINDOWS),
+    "eomt_dinov3": ("EomtImageProcessor", _WINDOWS),
+}
 # The encoders by themselves.
 ENCODER_KINDS = [
     *("vit", "deit", "beit", "beit_shared_bias", "data2vec", "dinov2", "dinov2_backbone", "dinov2_registers"),
@@ -163,6 +177,23 @@ def build_existing(name: str, attn_implementation: str = "eager", seed: int = 0,
     if name.startswith("eomt"):
         model.attn_mask_probs.zero_()  # as in published models, whose queries are not masked any more
     return model.eval()
+
+
+def build_processor(name: str, **overrides: Any):
+    """The image processor of a model for segmentation."""
+    kind, options = PROCESSORS[name]
+    return getattr(transformers, kind)(**{**options, **overrides})
+
+
+def save_existing(folder: Path, name: str, policy: Any = None, **options: Any) -> Path:
+    """A model and its image processor in a folder: with options of `apply_cts`, one that shares tokens."""
+    model = build_existing(name)
+    if policy or options:
+        save_cts(apply_cts(model, policy, **options), folder)
+    else:
+        model.save_pretrained(folder)
+    build_processor(name).save_pretrained(folder)
+    return folder
 
 
 def sizes(name: str) -> list[tuple[int, int]]:

@@ -6,29 +6,30 @@ import copy
 import math
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..model.modeling_cts import CtsForSemanticSegmentation
-from ..model.modeling_cts_grid import PatchGrid
 from ..model.token_sharing import num_shared_superpatches
+from .existing_models import ExistingSegmenter, Segmenter
+from .segmentation import input_grid
 
 
-def num_tokens(
-    model: CtsForSemanticSegmentation, size: tuple[int, int], token_reduction: float | tuple[float, ...]
-) -> int:
+def num_tokens(model: Segmenter, size: tuple[int, int], token_reduction: float | tuple[float, ...]) -> int:
     """Tokens of patches and superpatches that the encoder sees of an image of `size` (height, width), in pixels."""
-    levels = model.config.superpatch_levels
-    grid = PatchGrid.of_config(model.config, size)
-    num_patches = grid.num_patches
-    budgets = num_shared_superpatches(token_reduction, num_patches, levels)
-    budgets = budgets if len(levels) > 1 else (budgets,)
-    if not grid.pads:
-        budgets = [min(budget, math.prod(grid.shape(level))) for level, budget in zip(levels, budgets, strict=True)]
-    return num_patches - sum((level**2 - 1) * budget for level, budget in zip(levels, budgets, strict=True))
+    grid = input_grid(model, size)
+    budgets = num_shared_superpatches(token_reduction, grid.num_patches, grid.levels)
+    budgets = budgets if len(grid.levels) > 1 else (budgets,)
+    # Where images are not padded, an odd last row or column of patches cannot share.
+    saved = [
+        (level**2 - 1) * min(budget, math.prod(grid.shape(level)))
+        for level, budget in zip(grid.levels, budgets, strict=True)
+    ]
+    return grid.num_patches - sum(saved)
 
 
 def multiply_adds(
-    model: CtsForSemanticSegmentation,
+    model: Segmenter,
     size: tuple[int, int],
     token_reduction: float | tuple[float, ...],
     runs_policy: bool = True,
@@ -37,20 +38,27 @@ def multiply_adds(
     Multiply-adds of a forward pass of one image: those of matrix products, attention and convolutions.
 
     Args:
-        model: of any device and type; a copy without values is counted.
+        model: of any device and type; of a Segmenter, a copy without values is counted.
         size: height and width of the image in pixels.
         token_reduction: the budget, a number or a tuple.
         runs_policy: whether the model's policy is part of it, or else its scores are given.
     """
-    config = copy.deepcopy(model.config)
-    config._attn_implementation = "eager"  # whatever kernel there is, it computes these products
-    with torch.device("meta"), torch.no_grad():
-        empty = CtsForSemanticSegmentation(config).eval()
-        grid = PatchGrid.of_config(config, size)
-        scores = None if runs_policy else tuple(torch.zeros(1, *grid.shape(level)) for level in grid.levels)
-        with FlopCounterMode(display=False) as counter:
-            pixel_values = torch.zeros(1, config.num_channels, *size)
-            empty(pixel_values, superpatch_scores=scores, token_reduction=token_reduction)
+    grid, num_channels = input_grid(model, size), model.config.num_channels
+    device = model.device  # of a model of transformers: not all heads run without values
+    if not isinstance(model, ExistingSegmenter):
+        config, device = copy.deepcopy(model.config), torch.device("meta")
+        config._attn_implementation = "eager"
+        with device:
+            model = CtsForSemanticSegmentation(config).eval()
+    # Whatever kernel there is, it computes the products of the plain one.
+    with device, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        scores = tuple(torch.zeros(1, *grid.shape(level)) for level in grid.levels)
+        scores = scores if len(scores) > 1 else scores[0]
+        model(
+            torch.zeros(1, num_channels, *size),
+            superpatch_scores=None if runs_policy else scores,
+            token_reduction=token_reduction,
+        )
     return counter.get_total_flops() // 2
 
 

@@ -15,16 +15,23 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data import IGNORE_INDEX
-from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.image_processing_maps_cts import resize_labels
-from ..model.modeling_cts import CtsForSemanticSegmentation
-from ..model.modeling_cts_grid import PatchGrid
 from ..model.modeling_cts_targets import superpatch_targets
+from .existing_models import Segmenter, as_segmenter
 from .mean_iou import MeanIoU
 from .metrics import PolicyMetrics
-from .segmentation import PerLevel, PreparedImage, Segmentation, Windows, of_process, segment_batches
+from .segmentation import (
+    PerLevel,
+    PreparedImage,
+    Segmentation,
+    Windows,
+    input_grid,
+    of_process,
+    segment_batches,
+)
 from .sharing import Sharing, checked_sharing, sharing_scores
 from .windows import InferenceOptions, check_input_sizes, resized_images
 
@@ -47,9 +54,9 @@ class Row(NamedTuple):
 
 
 def evaluate_segmentation(
-    model: CtsForSemanticSegmentation,
+    model: PreTrainedModel | Segmenter,
     dataset: Dataset | IterableDataset,
-    processor: CtsImageProcessingMixin,
+    processor: BaseImageProcessor,
     *,
     sharing: str = "learned",
     token_reduction: float | None = None,
@@ -59,7 +66,8 @@ def evaluate_segmentation(
     Evaluates one sharing strategy at one budget.
 
     Args:
-        model: on the device to use; its training mode is restored afterwards.
+        model: a Segmenter or a model that `apply_cts` has changed, on the device to use; its training mode is restored
+            afterwards.
         dataset: rows with `image` and `label` (class ids in [0, num_labels) or 255) as PIL images, as the readers of
             `cts_hf.data` give them.
         processor: prepares the images.
@@ -78,7 +86,8 @@ def evaluate_segmentation(
     ```
     """
     if token_reduction is None:
-        config = _unwrapped(model, settings.get("accelerator")).config
+        model = _segmenter(model, processor, settings.get("options"), settings.get("accelerator"))
+        config = model.config
         if sharing != "none" and config.sharing_threshold is not None:
             raise ValueError(
                 "`token_reduction` must be given to evaluate a model whose configuration has a `sharing_threshold` "
@@ -90,9 +99,9 @@ def evaluate_segmentation(
 
 @torch.no_grad()
 def evaluate_sharings(
-    model: CtsForSemanticSegmentation,
+    model: PreTrainedModel | Segmenter,
     dataset: Dataset | IterableDataset,
-    processor: CtsImageProcessingMixin,
+    processor: BaseImageProcessor,
     sharings: Sequence[Sharing],
     *,
     options: InferenceOptions | None = None,
@@ -108,7 +117,8 @@ def evaluate_sharings(
     and so the results, are those of a single process.
 
     Args:
-        model: on the device to use; its training mode is restored afterwards.
+        model: a Segmenter or a model that `apply_cts` has changed, on the device to use; its training mode is restored
+            afterwards.
         dataset: rows with `image` and `label` (class ids in [0, num_labels) or 255) as PIL images, as the readers of
             `cts_hf.data` give them.
         processor: prepares the images; predictions are compared at the size of the labels.
@@ -130,10 +140,10 @@ def evaluate_sharings(
         ValueError: an unknown strategy, learned sharing of a model without policy, a budget out of range, inputs
             smaller than a superpatch, labels that are no class of the model, or an empty data set.
     """
-    model = _unwrapped(model, accelerator)
+    options = options or InferenceOptions()
+    model = _segmenter(model, processor, options, accelerator)
     if isinstance(sharings, Sharing):
         raise ValueError(f"`sharings` must be a list of `Sharing`, got a single one: pass [{sharings!r}].")
-    options = options or InferenceOptions()
     check_input_sizes(options, processor, model.config.superpatch_size)
     evaluations = [_Evaluation(model, sharing, options, seed) for sharing in sharings]
     # A window's batch never reaches into the next image, so that images can be dealt out one by one.
@@ -153,7 +163,7 @@ def evaluate_sharings(
 
 def prepared_batches(
     dataset: Dataset | IterableDataset,
-    processor: CtsImageProcessingMixin,
+    processor: BaseImageProcessor,
     options: InferenceOptions,
     batch_size: int = 1,
     accelerator: "Accelerator | None" = None,
@@ -205,8 +215,8 @@ def total_images(num_images: int, device: torch.device, accelerator: "Accelerato
 class _Evaluation:
     """The metrics of one sharing strategy at one budget."""
 
-    def __init__(self, model: CtsForSemanticSegmentation, sharing: Sharing, options: InferenceOptions, seed: int):
-        self.levels, self.patch_size = model.config.superpatch_levels, model.config.patch_size
+    def __init__(self, model: Segmenter, sharing: Sharing, options: InferenceOptions, seed: int):
+        self.levels = model.config.superpatch_levels
         self.sharing = checked_sharing(sharing, model.cts.policy is not None, self.levels)
         self.model, self.options, self.seed = model, options, seed
         self.mean_iou = MeanIoU(model.config.num_labels, IGNORE_INDEX, model.device)
@@ -273,9 +283,9 @@ class _Evaluation:
         if windows.flipped:
             labels = labels.flip(-1)
         parts = torch.stack([labels[box.top : box.bottom, box.left : box.right] for box in windows.boxes])
-        sizes = [level * self.patch_size for level in self.levels]
-        parts = PatchGrid.of_config(self.model.config, parts.shape[1:]).pad(parts, value=IGNORE_INDEX)
-        targets = tuple(superpatch_targets(parts, size, IGNORE_INDEX) for size in sizes)
+        grid = input_grid(self.model, tuple(parts.shape[-2:]))
+        parts = grid.pad(parts, IGNORE_INDEX)
+        targets = tuple(superpatch_targets(parts, level * grid.patch_size, IGNORE_INDEX) for level in grid.levels)
         return targets if len(targets) > 1 else targets[0]
 
     def _generator(self, row: Row) -> np.random.Generator:
@@ -285,9 +295,7 @@ class _Evaluation:
 class _Rows:
     """The prepared rows of a data set."""
 
-    def __init__(
-        self, dataset: Dataset | IterableDataset, processor: CtsImageProcessingMixin, options: InferenceOptions
-    ):
+    def __init__(self, dataset: Dataset | IterableDataset, processor: BaseImageProcessor, options: InferenceOptions):
         self.dataset, self.processor, self.options = dataset, processor, options
 
     def __getitem__(self, index: int) -> PreparedImage:
@@ -304,8 +312,14 @@ class _Rows:
             yield batch
 
 
-def _unwrapped(model: CtsForSemanticSegmentation, accelerator: "Accelerator | None") -> CtsForSemanticSegmentation:
-    return model if accelerator is None else accelerator.unwrap_model(model)
+def _segmenter(
+    model: PreTrainedModel | Segmenter,
+    processor: BaseImageProcessor,
+    options: InferenceOptions | None,
+    accelerator: "Accelerator | None",
+) -> Segmenter:
+    model = model if accelerator is None else accelerator.unwrap_model(model)
+    return as_segmenter(model, processor, options or InferenceOptions())
 
 
 __all__ = [

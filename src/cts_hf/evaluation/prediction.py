@@ -15,16 +15,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.pictures import PictureError, find_pictures, printable, read_picture
 from ..hub.output_folder import OutputFolder
-from ..model.configuration_cts import CtsConfig
-from ..model.image_processing_base_cts import CtsImageProcessingMixin
-from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.token_sharing import check_token_reduction
+from .existing_models import Segmenter, as_segmenter
 from .prediction_results import OUTPUTS, Results, file_digest, read_stamp, settings_digest
-from .segmentation import PerLevel, PreparedImage, first_image, of_process, segment_batches
+from .segmentation import ForwardPass, PreparedImage, of_images, of_process, segment_batches
 from .sharing import is_nothing
 from .visualization import default_palette, draw_sharing_grid, overlay
 from .windows import InferenceOptions, check_input_sizes, resized_images
@@ -101,8 +100,8 @@ def find_images(folder: str | Path) -> dict[str, Path]:
 
 @torch.no_grad()
 def predict_files(
-    model: CtsForSemanticSegmentation,
-    processor: CtsImageProcessingMixin,
+    model: PreTrainedModel | Segmenter,
+    processor: BaseImageProcessor,
     images: dict[str, Path],
     output_dir: str | Path,
     *,
@@ -121,7 +120,7 @@ def predict_files(
     image that cannot be read or segmented is left out and reported.
 
     Args:
-        model: in evaluation mode, on the device to use.
+        model: a Segmenter, or a model that `apply_cts` has changed, in evaluation mode, on the device to use.
         processor: prepares the images.
         images: name and path of each image, as `find_images` gives them.
         output_dir: folder for the results.
@@ -143,6 +142,7 @@ def predict_files(
         raise ValueError(f"`images` must be what `find_images(folder)` gives, a path for each name, got {images!r}.")
     options = options or InferenceOptions()
     _check_outputs(outputs, options)
+    model = as_segmenter(model, processor, options)
     token_reduction = _budget(model, token_reduction)
     check_input_sizes(options, processor, model.config.superpatch_size)
     is_main_process = accelerator is None or accelerator.is_main_process
@@ -155,7 +155,7 @@ def predict_files(
 
     with OutputFolder(output_dir, "prediction") if is_main_process else nullcontext():
         settings, pending = _on_main_process(plan, accelerator)
-        writer = _Writer(Results(output_dir, outputs, settings), pending, model.config)
+        writer = _Writer(Results(output_dir, outputs, settings), pending, model)
         names = of_process(list(pending), accelerator)
         reader = DataLoader(
             _Images({name: images[name] for name in names}, processor, options),
@@ -173,9 +173,7 @@ def predict_files(
     return PredictionReport(len(pending) - len(problems), len(images) - len(pending), problems)
 
 
-def _budget(
-    model: CtsForSemanticSegmentation, token_reduction: float | tuple[float, ...] | None
-) -> float | tuple[float, ...] | None:
+def _budget(model: Segmenter, token_reduction: float | tuple[float, ...] | None) -> float | tuple[float, ...] | None:
     """The budget, or `None` for a model whose configuration has a threshold instead."""
     if token_reduction is None:
         if model.config.sharing_threshold is not None:
@@ -207,7 +205,7 @@ def _on_main_process(function: Callable[[], Result], accelerator: "Accelerator |
 
 
 class _Images(torch.utils.data.Dataset):
-    def __init__(self, images: dict[str, Path], processor: CtsImageProcessingMixin, options: InferenceOptions):
+    def __init__(self, images: dict[str, Path], processor: BaseImageProcessor, options: InferenceOptions):
         self.images, self.processor, self.options = list(images.items()), processor, options
 
     def __len__(self) -> int:
@@ -228,13 +226,13 @@ class _Images(torch.utils.data.Dataset):
 class _Writer:
     """Draws and writes the results of an image that are still to be made."""
 
-    def __init__(self, results: Results, pending: dict[str, list[str]], config: CtsConfig):
-        self.results, self.pending = results, pending
+    def __init__(self, results: Results, pending: dict[str, list[str]], model: Segmenter):
+        self.results, self.pending, config = results, pending, model.config
         self.patch_size, self.superpatch_size = config.patch_size, config.superpatch_size
         self.num_labels = config.num_labels
         self.palette = default_palette(config.num_labels)
 
-    def write(self, read: ReadImage, segmentation: Tensor, shared_superpatches: PerLevel | None) -> None:
+    def write(self, read: ReadImage, segmentation: Tensor, done: ForwardPass | None) -> None:
         mask = segmentation.cpu().numpy().astype(np.uint8 if self.num_labels <= 256 else np.uint16)
         for output in self.pending[read.name]:
             if output == "masks":
@@ -243,14 +241,23 @@ class _Writer:
                 # No pixel is ignored, and with many classes 255 is one of them.
                 picture = overlay(read.image, mask, self.palette, ignore_index=-1)
             else:
-                height, width = read.inputs[0].shape[-2:]
-                seen = read.image.resize((width, height), Image.Resampling.BILINEAR)
-                picture = draw_sharing_grid(seen, shared_superpatches, self.superpatch_size, self.patch_size)
+                picture = self._draw_grid(read.image, done)
             self.results.save(picture, output, read.name, read.digest)
+
+    def _draw_grid(self, image: Image.Image, done: ForwardPass) -> Image.Image:
+        """The tokens of an image; of several windows that its image processor cut, one beside or below the other."""
+        (height, width), _, boxes = done.windows
+        seen = image.resize((width, height), Image.Resampling.BILINEAR)
+        pictures = []
+        for index, box in enumerate(boxes):
+            window = seen.crop((box.left, box.top, box.right, box.bottom))
+            shared = of_images(done.shared_superpatches, index)
+            pictures.append(draw_sharing_grid(window, shared, self.superpatch_size, self.patch_size))
+        return Image.fromarray(np.concatenate(pictures, axis=0 if height > width else 1))
 
 
 def _segment_and_write(
-    model: CtsForSemanticSegmentation,
+    model: Segmenter,
     batch: list[ReadImage],
     token_reduction: float,
     options: InferenceOptions,
@@ -263,8 +270,8 @@ def _segment_and_write(
     waiting = {read.name: read for read in batch}
     failure = None
     try:
-        for read, segmentation, shared in _segmentations(model, batch, token_reduction, options):
-            writer.write(read, segmentation, shared)
+        for read, segmentation, done in _segmentations(model, batch, token_reduction, options):
+            writer.write(read, segmentation, done)
             del waiting[read.name]
     except _OF_ONE_IMAGE as error:
         failure = error.with_traceback(None)  # which holds tensors that memory is too small for
@@ -284,16 +291,16 @@ def _problem(path: Path, error: BaseException) -> str:
 
 
 def _segmentations(
-    model: CtsForSemanticSegmentation,
+    model: Segmenter,
     batch: list[ReadImage],
     token_reduction: float | None,
     options: InferenceOptions,
-) -> Iterator[tuple[ReadImage, Tensor, PerLevel | None]]:
-    """Of each image its class ids (H, W) and, where there is a single grid, its shared superpatches (Hs, Ws)."""
+) -> Iterator[tuple[ReadImage, Tensor, ForwardPass | None]]:
+    """Of each image its class ids (H, W) and, where there is a single one, its forward pass."""
     images = [PreparedImage(read, read.inputs, (read.image.height, read.image.width)) for read in batch]
     for segmentation in segment_batches(model, [images], options, token_reduction=token_reduction):
-        shared = first_image(segmentation.passes[0].shared_superpatches) if options.is_single_pass else None
-        yield segmentation.source, segmentation.class_ids, shared
+        done = segmentation.passes[0] if options.is_single_pass else None
+        yield segmentation.source, segmentation.class_ids, done
 
 
 def _check_outputs(outputs: Sequence[str], options: InferenceOptions) -> None:

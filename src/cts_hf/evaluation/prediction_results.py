@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
+from transformers import BaseImageProcessor
 
 from ..data.pictures import UNREADABLE, printable
 from ..hub.output_folder import LOCK, UNFINISHED, list_names
-from ..model.image_processing_base_cts import CtsImageProcessingMixin
-from ..model.modeling_cts import CtsForSemanticSegmentation
+from .existing_models import ExistingSegmenter, Segmenter
 from .windows import InferenceOptions
 
 
@@ -208,8 +208,8 @@ def read_stamp(path: Path) -> Stamp | None:
 
 
 def settings_digest(
-    model: CtsForSemanticSegmentation,
-    processor: CtsImageProcessingMixin,
+    model: Segmenter,
+    processor: BaseImageProcessor,
     token_reduction: float | tuple[float, ...] | None,
     options: InferenceOptions,
     mixed_precision: str = "no",
@@ -226,6 +226,8 @@ def settings_digest(
     """
     configs = {"model": model.config.to_diff_dict() | {"token_reduction": token_reduction}}
     configs["processor"] = {name: value for name, value in processor.to_dict().items() if value is not None}
+    if isinstance(model, ExistingSegmenter) and model.cts.policy is not None:
+        configs["policy"] = model.cts.policy.config.to_diff_dict()
     settings = {kind: {n: v for n, v in config.items() if n not in _NAMES} for kind, config in configs.items()}
     settings["options"] = {
         "shortest_edge": options.shortest_edge,

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from ..model.image_processing_label_maps_cts import upsampled_argmax
-from ..model.modeling_cts import CtsForSemanticSegmentation, CtsSemanticSegmenterOutput
+from ..model.modeling_cts import CtsSemanticSegmenterOutput
+from ..model.modeling_cts_grid import PatchGrid
+from .existing_models import LOGITS, ExistingSegmenter, Segmenter
 from .metrics import policy_scores
 from .windows import Box, InferenceOptions, View, same_size_groups, segment, windowed_size, with_flips
 
@@ -99,7 +101,7 @@ class Segmentation:
 
 @torch.no_grad()
 def segment_batches(
-    model: CtsForSemanticSegmentation,
+    model: Segmenter,
     batches: Iterable[Sequence[PreparedImage]],
     options: InferenceOptions | None = None,
     *,
@@ -132,9 +134,16 @@ def segment_batches(
                 yield _segment_views(model, image, options, token_reduction, superpatch_scores)
 
 
-def first_image(values: PerLevel) -> PerLevel:
-    """What there is of the superpatches of the first image of a batch: (Hs, Ws), or a tuple of one per level."""
-    return tuple(of_level[0] for of_level in values) if isinstance(values, tuple) else values[0]
+def of_images(values: PerLevel, part: int | slice) -> PerLevel:
+    """What there is of the superpatches of one image of a batch, or of several; a tuple if there is one per level."""
+    return tuple(of_level[part] for of_level in values) if isinstance(values, tuple) else values[part]
+
+
+def input_grid(model: Segmenter, size: tuple[int, int]) -> PatchGrid:
+    """The patches and superpatches that a model makes of an input of `size` (height, width) in pixels."""
+    config = model.config
+    pads = not isinstance(model, ExistingSegmenter) and config.backbone_config is None
+    return PatchGrid(size, config.patch_size, config.superpatch_levels, pads=pads)
 
 
 def of_process(items: Iterable[Item], accelerator: "Accelerator | None") -> Iterable[Item]:
@@ -152,14 +161,18 @@ def of_process(items: Iterable[Item], accelerator: "Accelerator | None") -> Iter
 
 
 def _segment_whole(
-    model: CtsForSemanticSegmentation,
+    model: Segmenter,
     images: Sequence[PreparedImage],
     token_reduction: float | tuple[float, ...] | None,
     superpatch_scores: SuperpatchScores | None,
 ) -> Iterator[Segmentation]:
     pixel_values = torch.cat([image.inputs[0] for image in images]).to(model.device)
     size = tuple(pixel_values.shape[-2:])
-    windows = Windows(size, flipped=False, boxes=[Box(0, 0, *size)])
+    boxes = model.boxes(size) if isinstance(model, ExistingSegmenter) else [Box(0, 0, *size)]
+    windows = Windows(size, flipped=False, boxes=boxes)
+    if len(boxes) > 1:
+        cut = [pixel_values[:, :, box.top : box.bottom, box.left : box.right] for box in boxes]
+        pixel_values = torch.stack(cut, dim=1).flatten(0, 1)
     scores = None
     if superpatch_scores is not None:
         scores = _concatenated([superpatch_scores(image.source, windows) for image in images])
@@ -167,12 +180,17 @@ def _segment_whole(
     _refuse_nan(outputs)
     scores = _deciding_scores(scores, outputs)
     for index, image in enumerate(images):
+        part = slice(index * len(boxes), (index + 1) * len(boxes))
         done = ForwardPass(
             windows,
-            scores if scores is None else _of_image(scores, index),
-            _of_image(outputs.shared_superpatches, index),
+            scores if scores is None else of_images(scores, part),
+            of_images(outputs.shared_superpatches, part),
         )
-        yield Segmentation(image.source, upsampled_argmax(outputs.logits[index].float(), image.size), [done])
+        if isinstance(model, ExistingSegmenter):
+            class_ids = model.class_ids(outputs, part, boxes, image.size)
+        else:
+            class_ids = upsampled_argmax(outputs.logits[index].float(), image.size)
+        yield Segmentation(image.source, class_ids, [done])
 
 
 def _concatenated(values: list[PerLevel]) -> PerLevel:
@@ -181,14 +199,8 @@ def _concatenated(values: list[PerLevel]) -> PerLevel:
     return torch.cat(values)
 
 
-def _of_image(values: PerLevel, index: int) -> PerLevel:
-    if isinstance(values, tuple):
-        return tuple(of_level[index : index + 1] for of_level in values)
-    return values[index : index + 1]
-
-
 def _segment_views(
-    model: CtsForSemanticSegmentation,
+    model: Segmenter,
     image: PreparedImage,
     options: InferenceOptions,
     token_reduction: float | tuple[float, ...] | None,
@@ -234,7 +246,7 @@ def _segment_views(
 
 def _refuse_nan(outputs: CtsSemanticSegmenterOutput) -> None:
     # Before upsampling, where it costs little: argmax would take NaN for a class.
-    if outputs.logits.isnan().any():
+    if any(outputs[name].isnan().any() for name in LOGITS if outputs.get(name) is not None):
         raise ValueError(
             "The model's logits must be numbers, got NaN: look for NaN in its weights, and if there is none, run it "
             "in a dtype of a larger range, such as bfloat16."
@@ -252,7 +264,8 @@ __all__ = [
     "Segmentation",
     "SuperpatchScores",
     "Windows",
-    "first_image",
+    "input_grid",
+    "of_images",
     "of_process",
     "segment_batches",
 ]

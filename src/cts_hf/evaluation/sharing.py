@@ -65,7 +65,7 @@ def checked_sharing(sharing: Sharing, has_policy: bool, levels: tuple[int, ...] 
     if sharing.strategy == "learned" and not has_policy:
         raise ValueError(
             "`sharing` must be 'none', 'random' or 'oracle' for a model without policy (use_policy=False), got "
-            "'learned': choose one of these."
+            "'learned': choose one of these, or give it a policy."
         )
     return sharing
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 from matplotlib.figure import Figure
+from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..model.image_processing_base_cts import CtsImageProcessingMixin
-from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.token_sharing import check_token_reduction
 from .cost import multiply_adds, num_tokens
 from .evaluator import evaluate_sharings
+from .existing_models import ExistingSegmenter, Segmenter, as_segmenter
 from .sharing import Sharing, check_strategy, format_reduction, is_nothing
 from .tables import format_table
 from .windows import InferenceOptions, resized_images
@@ -36,9 +36,9 @@ STYLES = {"learned": ("tab:blue", "o"), "random": ("tab:gray", "s"), "oracle": (
 
 
 def budget_sweep(
-    model: CtsForSemanticSegmentation,
+    model: PreTrainedModel | Segmenter,
     dataset: Dataset | IterableDataset,
-    processor: CtsImageProcessingMixin,
+    processor: BaseImageProcessor,
     strategies: Sequence[str],
     token_reductions: Sequence[float],
     options: InferenceOptions | None = None,
@@ -64,6 +64,8 @@ def budget_sweep(
     for name, given in (("strategies", strategies), ("token_reductions", token_reductions)):
         if isinstance(given, str | float | int):
             raise ValueError(f"`{name}` must be a list, got {given!r}: pass [{given!r}].")
+    options = options or InferenceOptions()
+    model = as_segmenter(model, processor, options)
     for strategy in strategies:
         check_strategy(strategy)
     for token_reduction in token_reductions:
@@ -78,11 +80,12 @@ def budget_sweep(
         sharings.insert(0, Sharing("none", 0))
     results = evaluate_sharings(model, dataset, processor, sharings, options=options, **settings)
 
-    options = options or InferenceOptions()
     size = (options.window, options.window)
     if options.window is None:
         first_image = next(iter(dataset))["image"]
         size = tuple(resized_images(first_image, processor, options)[0].shape[-2:])
+    if isinstance(model, ExistingSegmenter):
+        size = model.boxes(size)[0][2:]
     for result in results:
         runs_policy = result["sharing"] == "learned"
         result["input_size"] = list(size)

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
+from transformers import BaseImageProcessor
 
-from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.image_processing_maps_cts import upsample
 from ..model.modeling_cts import CtsForSemanticSegmentation, CtsSemanticSegmenterOutput
 
@@ -95,7 +95,7 @@ class InferenceOptions:
         return self.window is None and len(self.scales) == 1 and not self.flip
 
 
-def check_input_sizes(options: InferenceOptions, processor: CtsImageProcessingMixin, superpatch_size: int) -> None:
+def check_input_sizes(options: InferenceOptions, processor: BaseImageProcessor, superpatch_size: int) -> None:
     """
     Refuses options whose inputs are smaller than a superpatch, before any image is read.
 
@@ -126,7 +126,7 @@ def check_input_sizes(options: InferenceOptions, processor: CtsImageProcessingMi
 
 
 def resized_images(
-    image: Image.Image, processor: CtsImageProcessingMixin, options: InferenceOptions | None = None
+    image: Image.Image, processor: BaseImageProcessor, options: InferenceOptions | None = None
 ) -> list[Tensor]:
     """
     An image as the image processor prepares it, at every scale of the options.
@@ -141,12 +141,15 @@ def resized_images(
     """
     options = options or InferenceOptions()
     size = _size_at_scale_1(processor, options) or {"height": image.height, "width": image.width}
+    # EoMT's would cut windows; they are cut later, when the size of the whole is known.
+    whole = {"do_split_image": False} if hasattr(processor, "do_split_image") else {}
     return [
         processor(
             image,
             do_resize=True,
             size={name: _scaled(length, scale) for name, length in size.items()},
             return_tensors="pt",
+            **whole,
         ).pixel_values
         for scale in options.scales
     ]
@@ -328,7 +331,7 @@ def _forward(
     return outputs.logits.float()
 
 
-def _size_at_scale_1(processor: CtsImageProcessingMixin, options: InferenceOptions) -> dict[str, int] | None:
+def _size_at_scale_1(processor: BaseImageProcessor, options: InferenceOptions) -> dict[str, int] | None:
     """What images are resized to, as an image processor takes it; None keeps the size of each."""
     if options.shortest_edge is not None:
         return {"shortest_edge": options.shortest_edge}

@@ -158,6 +158,26 @@ def load_sharing_model(
     return model, _load_policy(source, options) if sharing.has_policy else None, sharing
 
 
+def load_plain_model(source: str | Path, **options: Any) -> PreTrainedModel:
+    """
+    Opens a model of transformers, complete and with finite weights, whether it was saved with sharing or not.
+
+    Args:
+        source (`str` or `Path`): Folder, or id of a repository on the Hub.
+        options: As for `from_pretrained` of the model.
+
+    Raises:
+        FileNotFoundError, ValueError: As [`load_sharing_model`].
+    """
+    return load_complete(_model_class(read_config(source, options), source), source, **options)
+
+
+def has_sharing_options(source: str | Path, **options: Any) -> bool:
+    """Whether a folder, or a repository on the Hub, says how its model shares tokens."""
+    name = f"{SHARING}/{OPTIONS_FILE}"
+    return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **place_options(options)) is not None
+
+
 def check_sharing_folder(folder: str | Path) -> None:
     """
     Refuses a folder of [`write_sharing_model`] whose model, policy or image processor is incomplete.
@@ -238,7 +258,9 @@ __all__ = [
     "SharingOptions",
     "check_can_be_written",
     "check_sharing_folder",
+    "has_sharing_options",
     "is_sharing_folder",
+    "load_plain_model",
     "load_sharing_model",
     "shares_tokens",
     "write_sharing_model",

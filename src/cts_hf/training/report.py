@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ..data import SegmentationData
-from ..evaluation.segmentation import first_image
+from ..evaluation.segmentation import of_images
 from ..evaluation.sharing import Sharing
 from ..evaluation.tables import format_table
 from ..evaluation.visualization import prediction_panel
@@ -56,7 +56,7 @@ def draw_prediction(task: SegmentationTask, row: dict[str, Any], data: Segmentat
         row["image"].resize((width, height)),
         processor.post_process_semantic_segmentation(outputs, target_sizes=[(height, width)])[0],
         labels=np.asarray(inputs["labels"][0]),
-        shared_superpatches=first_image(outputs.shared_superpatches),
+        shared_superpatches=of_images(outputs.shared_superpatches, 0),
         palette=data.palette,
         superpatch_size=model.config.superpatch_size,
         patch_size=model.config.patch_size,

@@ -1,0 +1,287 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Models of transformers that share tokens, as evaluation and prediction take them: with the interface that they need of
+`CtsForSemanticSegmentation`, and label maps made by the model's own image processor.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
+)
+from transformers.utils import ModelOutput
+
+from ..existing.apply import TokenSharing, apply_cts, remove_cts
+from ..existing.saving import load_existing
+from ..hub.loading import load_policy_folder, load_processor, load_segmenter, read_config
+from ..hub.problems import first_line
+from ..model.configuration_cts import CtsConfig
+from ..model.image_processing_base_cts import CtsImageProcessingMixin
+from ..model.modeling_cts import CtsForSemanticSegmentation
+from ..model.modeling_cts_encoders import find_encoder, patch_projection
+from .windows import Box, InferenceOptions
+
+
+# What label maps are made of, by whichever model.
+LOGITS = ("logits", "masks_queries_logits", "class_queries_logits")
+
+
+@dataclass(frozen=True)
+class ExistingConfig:
+    """
+    What evaluation and prediction read of a model's configuration, by the names of [`CtsConfig`].
+
+    Args:
+        upstream (`PreTrainedConfig`): The model's own configuration.
+        token_sharing ([`TokenSharing`]): What it shares tokens by.
+        patch_size (`int`): Side of a patch in pixels.
+    """
+
+    upstream: PreTrainedConfig
+    token_sharing: TokenSharing
+    patch_size: int
+    superpatch_levels: tuple[int, ...] = (2,)
+    sharing_threshold: None = None
+
+    @property
+    def superpatch_size(self) -> int:
+        return 2 * self.patch_size
+
+    @property
+    def num_labels(self) -> int:
+        return self.upstream.num_labels
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return self.upstream.id2label
+
+    @property
+    def token_reduction(self) -> float:
+        return self.token_sharing.token_reduction
+
+    @property
+    def num_channels(self) -> int:
+        return self.token_sharing.num_channels
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Options of the model, and what it normalizes images of its policy from."""
+        normalization = {"image_mean": self.token_sharing.image_mean, "image_std": self.token_sharing.image_std}
+        return {**self.upstream.to_diff_dict(), **normalization}
+
+
+class ExistingSegmenter(nn.Module):
+    """
+    A model that [`apply_cts`] has changed, with the interface of [`CtsForSemanticSegmentation`].
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): For semantic segmentation, or for universal segmentation.
+        processor ([`~transformers.BaseImageProcessor`]): Its image processor, which makes its label maps.
+
+    Raises:
+        ValueError: If the model gives no label maps, or its image processor makes none of whole images.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: BaseImageProcessor):
+        super().__init__()
+        _check_model(model)
+        _check_processor(processor)
+        self.model, self.processor, self.training = model, processor, model.training
+        _, embeddings = find_encoder(model)
+        self.config = ExistingConfig(model.config, model.token_sharing, patch_projection(embeddings).kernel_size[0])
+
+    @property
+    def cts(self) -> TokenSharing:
+        """Where the policy is."""
+        return self.model.token_sharing
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights of the model, and of its policy, which the model's own state dict does not hold."""
+        policy = {} if self.cts.policy is None else self.cts.policy.state_dict(prefix="policy.")
+        return {**self.model.state_dict(prefix="model."), **policy}
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        superpatch_scores: Tensor | None = None,
+        token_reduction: float | None = None,
+        return_dict: bool = True,
+    ) -> ModelOutput:
+        """The model's outputs, with `policy_logits`: None if the policy did not run."""
+        policy, logits = self.cts.policy, []
+        with policy.register_forward_hook(lambda *call: logits.append(call[-1].logits)) if policy else nullcontext():
+            outputs = self.model(
+                pixel_values.to(self.model.dtype),
+                superpatch_scores=superpatch_scores,
+                token_reduction=token_reduction,
+                return_dict=return_dict,
+            )
+        outputs.policy_logits = logits[0] if logits else None
+        return outputs
+
+    def boxes(self, size: tuple[int, int]) -> list[Box]:
+        """Where the image processor cuts windows out of resized images of `size`: the whole, but for EoMT's."""
+        height, width = size
+        if not getattr(self.processor, "do_split_image", False):
+            return [Box(0, 0, height, width)]
+        unchanged = {"do_resize": False, "do_rescale": False, "do_normalize": False}
+        windows = self.processor(torch.zeros(3, height, width), do_split_image=True, **unchanged)
+        spans = [(int(start), int(end)) for _, start, end in windows.patch_offsets]
+        if height > width:
+            return [Box(start, 0, end, width) for start, end in spans]
+        return [Box(0, start, height, end) for start, end in spans]
+
+    def class_ids(self, outputs: ModelOutput, part: slice, boxes: list[Box], size: tuple[int, int]) -> Tensor:
+        """
+        The label map of an image, int64 of `size`.
+
+        Args:
+            outputs: of a forward pass.
+            part: the windows of the image.
+            boxes: their places, as `boxes` gives them.
+            size: height and width in pixels.
+        """
+        logits = {name: outputs[name][part].float() for name in LOGITS if outputs.get(name) is not None}
+        offsets = None
+        if getattr(self.processor, "do_split_image", False):
+            is_tall = boxes[-1].bottom > boxes[-1].right
+            offsets = [(0, box.top, box.bottom) if is_tall else (0, box.left, box.right) for box in boxes]
+        outputs = SimpleNamespace(**logits, patch_offsets=offsets)
+        return self.processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0]
+
+
+Segmenter = CtsForSemanticSegmentation | ExistingSegmenter
+
+
+def as_segmenter(
+    model: PreTrainedModel | ExistingSegmenter, processor: BaseImageProcessor, options: InferenceOptions
+) -> Segmenter:
+    """
+    A model that evaluation and prediction can take.
+
+    Args:
+        model: a Segmenter, which is given back, or a model that [`apply_cts`] has changed.
+        processor: its image processor.
+        options: how images are segmented.
+
+    Raises:
+        ValueError: a model that shares no tokens or gives no label maps, or options that it cannot have.
+    """
+    if not isinstance(model, ExistingSegmenter):
+        if model.config.model_type == CtsConfig.model_type:
+            return model
+        model = ExistingSegmenter(model, processor)
+    if not options.is_single_pass or options.shortest_edge is not None:
+        raise ValueError(
+            "`window`, `stride`, `scales`, `flip` and `shortest_edge` must be unset for a model of transformers, as "
+            f"its image processor says how images are resized and cut, got {options}: leave them out, or change the "
+            "`size` of the image processor."
+        )
+    return model
+
+
+def is_existing(source: str | Path) -> bool:
+    """
+    Whether a folder or repository holds a model of transformers, and not one of this package.
+
+    Raises:
+        FileNotFoundError, ValueError: If there is no such folder or repository, or its config.json cannot be read.
+    """
+    return read_config(source).get("model_type") in CONFIG_MAPPING_NAMES
+
+
+def load_any(
+    source: str | Path, policy: str | Path | None = None
+) -> tuple[PreTrainedModel, CtsImageProcessingMixin | BaseImageProcessor]:
+    """
+    Opens a segmentation model, of this package or of transformers, and its image processor.
+
+    Args:
+        source (`str` or `Path`): Folder, or id of a repository on the Hub.
+        policy (`str` or `Path`, *optional*): Folder or id of a policy, in place of the one that the model may have.
+
+    Returns:
+        the model, in evaluation mode, and its image processor. A model of transformers shares tokens as `save_cts` has
+        recorded, and as [`apply_cts`] does by default if it is given a policy; a plain one without policy shares none
+        if calls do not ask for it.
+
+    Raises:
+        FileNotFoundError, ValueError: If one of them is missing, incomplete, of another kind, or does not fit.
+    """
+    if not is_existing(source):
+        model, processor = load_segmenter(source), load_processor(source)
+        if policy is not None:
+            model.set_policy(load_policy_folder(policy).eval())
+        return model, processor
+    model = load_existing(source)
+    sharing = getattr(model, "token_sharing", None)
+    if sharing is None:
+        apply_cts(model, policy, **({} if policy else {"token_reduction": 0.0}))
+    elif policy is not None:
+        apply_cts(
+            remove_cts(model),
+            policy,
+            sharing.token_reduction,
+            image_mean=sharing.image_mean,
+            image_std=sharing.image_std,
+        )
+    _check_model(model)
+    try:
+        processor = AutoImageProcessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{source} must hold the image processor of its model, got none that can be read ({first_line(error)}): "
+            "save it there with its `save_pretrained`."
+        ) from error
+    _check_processor(processor)
+    return model, processor
+
+
+def _check_model(model: PreTrainedModel) -> None:
+    kind = type(model).__name__
+    if not isinstance(getattr(model, "token_sharing", None), TokenSharing):
+        raise ValueError(
+            f"`model` must be a Segmenter of this package or share tokens by `apply_cts`, got a {kind} that does not: "
+            "call `apply_cts`, with `token_reduction=0` to evaluate it as it is."
+        )
+    known = {
+        *MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.values(),
+        *MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES.values(),
+    }
+    if kind not in known:
+        raise ValueError(
+            f"`model` must be one for semantic or universal segmentation, such as BeitForSemanticSegmentation or "
+            f"EomtForUniversalSegmentation, got a {kind}: give one that makes label maps."
+        )
+
+
+def _check_processor(processor: BaseImageProcessor) -> None:
+    kind = type(processor).__name__
+    if not hasattr(processor, "post_process_semantic_segmentation"):
+        raise ValueError(
+            f"The image processor must have `post_process_semantic_segmentation`, which makes label maps, got a "
+            f"{kind}: save the one that the model was trained with."
+        )
+    for name in ("do_center_crop", "do_pad", "pad_size"):
+        if getattr(processor, name, None):
+            raise ValueError(
+                f"The image processor must neither crop nor pad images, as its label maps would be of what is left "
+                f"and of the padding, got a {kind} with {name}={getattr(processor, name)}: unset that; EoMT's cuts "
+                "images that are no squares into windows with `do_split_image=True`."
+            )
+
+
+__all__ = ["LOGITS", "ExistingSegmenter", "Segmenter", "as_segmenter", "is_existing", "load_any"]
