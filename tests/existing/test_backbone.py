@@ -85,6 +85,15 @@ def test_checkpoints_of_upstream_load_and_give_what_they_gave(head, encoder, tmp
         assert torch.equal(got, expected)
         backbone.config.token_reduction = 0.4
         assert not torch.allclose(states(model(images)), expected, rtol=1e-3)
+    # What is saved needs no mapping.
+    model.save_pretrained(tmp_path / "again")
+    again, info = model_class.from_pretrained(
+        tmp_path / "again", output_loading_info=True, attn_implementation="eager"
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", [*ENCODERS, "ViTConfig", "DeiTConfig", "Data2VecVisionConfig"])
@@ -216,6 +225,10 @@ def test_the_auto_classes_know_it(tmp_path):
     )
     assert not info["missing_keys"]
     assert all(map(torch.equal, again(images, token_reduction=0.0).feature_maps, expected))
+    again.save_pretrained(tmp_path / "again")
+    loaded, info = CtsBackbone.from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert all(map(torch.equal, loaded(images, token_reduction=0.0).feature_maps, expected))
 
 
 def test_refusals(tmp_path):

@@ -27,6 +27,9 @@ _WITHOUT_BACKBONE = ("vit", "deit", "data2vec-vision")
 _OF_ONE_SIZE = ("vit", "deit")
 # What heads read of the configuration of a backbone.
 _READ_BY_HEADS = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers")
+# `save_pretrained` applies the mapping that a model was loaded with in reverse, and what it wrote would load with that
+# alone. transformers leaves lookaheads out of new names, but looks for them in reverse: this one is nowhere.
+_NOT_IN_REVERSE = "(?!.)"
 # Where models keep their backbone.
 _PREFIXES = {"mask2former": "model.pixel_level_module.encoder", "maskformer": "model.pixel_level_module.encoder"}
 
@@ -251,7 +254,8 @@ class CtsBackbone(BackboneMixin, PreTrainedModel):
 def backbone_key_mapping(config: PreTrainedConfig) -> dict[str, str]:
     """
     What `from_pretrained(..., config=config, key_mapping=...)` needs to load a checkpoint of upstream into a model
-    with a [`CtsBackbone`]: only the policy's weights, if `config` has one, are then missing.
+    with a [`CtsBackbone`]: only the policy's weights, if `config` has one, are then missing. What `save_pretrained`
+    writes of the model loads without it.
 
     Args:
         config ([`~transformers.PreTrainedConfig`]): Of a model with a [`CtsBackboneConfig`] as its `backbone_config`,
@@ -274,10 +278,10 @@ def backbone_key_mapping(config: PreTrainedConfig) -> dict[str, str]:
             "`CtsBackboneConfig(backbone_config=...)`."
         )
     if backbone is config:
-        return {r"^(?!backbone\.|token_sharing\.)": "backbone."}
+        return {r"^(?!backbone\.|token_sharing\.)": f"{_NOT_IN_REVERSE}backbone."}
     prefix = _PREFIXES.get(config.model_type, "backbone")
     pattern = prefix.replace(".", r"\.")
-    return {rf"^{pattern}\.(?!backbone\.|token_sharing\.)": f"{prefix}.backbone."}
+    return {rf"^{pattern}\.(?!backbone\.|token_sharing\.)": f"{_NOT_IN_REVERSE}{prefix}.backbone."}
 
 
 __all__ = ["CtsBackbone", "CtsBackboneConfig", "backbone_key_mapping"]
