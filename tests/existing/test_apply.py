@@ -479,6 +479,12 @@ def test_refusals():
     assert not hasattr(model, "token_sharing")
     assert state == {name: dict(module._forward_hooks) for name, module in model.named_modules()}
 
+    several = build_existing("dinov2")
+    several.other = build_existing("vit")
+    with pytest.raises(ValueError, match=r"got 2 of them in a Dinov2Model: give those .* by themselves"):
+        apply_cts(several)
+    assert apply_cts(several.other).token_sharing is not None
+
     without_plain_layers = build_existing("eomt", num_blocks=3)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"`config.num_blocks` must be below the number of layers"):

@@ -165,6 +165,10 @@ def apply_cts(
     `shared_superpatches` (bool, of that shape) and `num_tokens` (int64, `(batch_size,)`). Attentions stay those of
     tokens. If rows or columns are odd, the last never shares.
 
+    `Trainer` takes all fields of outputs but the loss for predictions: give its `train` the option
+    `ignore_keys_for_eval=["shared_superpatches", "num_tokens"]`, and its `evaluate` and `predict` the same as
+    `ignore_keys`, where `compute_metrics` expects logits alone.
+
     Args:
         model ([`~transformers.PreTrainedModel`]):
             ViT, DeiT, BEiT, Data2VecVision, DINOv2 (with registers or without), DINOv3, DPT, EoMT, EoMT-DINOv3 or

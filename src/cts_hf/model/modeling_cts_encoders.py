@@ -116,11 +116,15 @@ def find_encoder(model: nn.Module) -> tuple[EncoderAdapter, nn.Module]:
     ]
     if len(found) == 1 and any(_is(module, found[0][0].encoder) for module in model.modules()):
         return found[0]
+    if len(found) > 1:
+        raise ValueError(
+            f"`model` must have one vision transformer of plain patches, got {len(found)} of them in a "
+            f"{type(model).__name__}: give those that are to share tokens by themselves."
+        )
     known = ", ".join(adapter.embeddings.removesuffix("Embeddings") for adapter in ADAPTERS)
-    reason = f"{len(found)} of them" if len(found) > 1 else "none"
     raise ValueError(
-        f"`model` must have one vision transformer of plain patches, of one of the families {known}, got {reason} in "
-        f"a {type(model).__name__}: windowed, hierarchical and hybrid encoders (Swin, VitDet, SegFormer, hybrid DPT) "
+        f"`model` must have one vision transformer of plain patches, of one of the families {known}, got none in a "
+        f"{type(model).__name__}: windowed, hierarchical and hybrid encoders (Swin, VitDet, SegFormer, hybrid DPT) "
         "have no tokens that patches could share."
     )
 
