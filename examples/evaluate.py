@@ -36,7 +36,7 @@ from transformers import HfArgumentParser
 from cts_hf.data import DataError
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.evaluation.command_line import new_accelerator, print_text
-from cts_hf.evaluation.existing_models import as_segmenter, is_existing, load_any
+from cts_hf.evaluation.existing_models import is_existing, load_any
 from cts_hf.evaluation.sharing import STRATEGIES
 from cts_hf.evaluation.sweep import budget_sweep, format_sweep, plot_sweep, to_json
 from cts_hf.evaluation.windows import InferenceOptions
@@ -131,7 +131,7 @@ def evaluate(
     except DataError as error:
         raise SystemExit(str(error)) from error
     model, processor = load_any(arguments.model, arguments.with_policy)
-    model = as_segmenter(model.to(accelerator.device), processor, options)
+    model = model.to(accelerator.device)
     if data.num_classes != model.config.num_labels:
         raise SystemExit(
             f"The data set has {data.num_classes} classes, the model {model.config.num_labels}: give the data set "

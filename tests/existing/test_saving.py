@@ -10,7 +10,8 @@ import transformers
 from PIL import Image
 from transformers import AutoModel, pipeline
 
-from cts_hf import CtsPolicyModel, apply_cts, load_cts, save_cts
+from cts_hf import CtsPolicyModel, apply_cts, load_cts, remove_cts, save_cts
+from cts_hf.existing.saving import load_existing
 
 from ..helpers.existing_models import build_existing, call_existing
 from ..helpers.models import random_images, tiny_policy
@@ -125,6 +126,19 @@ def test_refusals(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": [architecture]}))
         with pytest.raises(ValueError, match=rf"must hold a model of transformers .*, got '{architecture}'"):
             load_cts(tmp_path)
+
+
+def test_any_model_is_opened_with_what_it_shares_by(tmp_path):
+    model = build_existing("dinov2")
+    model.save_pretrained(tmp_path)
+    assert not hasattr(load_existing(tmp_path), "token_sharing")
+    save_cts(apply_cts(model, token_reduction=0.2), tmp_path / "inner")
+    assert load_existing(tmp_path / "inner").token_sharing.token_reduction == 0.2
+    assert load_existing(tmp_path, subfolder="inner").token_sharing.token_reduction == 0.2
+    remove_cts(model).layernorm.weight.data.fill_(torch.inf)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"must hold finite weights, got .*layernorm.weight"):
+        load_existing(tmp_path)
 
 
 def test_incomplete_weights_are_refused(tmp_path):

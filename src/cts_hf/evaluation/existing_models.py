@@ -24,9 +24,9 @@ from transformers.utils import ModelOutput
 from ..existing.apply import TokenSharing, apply_cts, remove_cts
 from ..existing.saving import load_existing
 from ..hub.loading import load_policy_folder, load_processor, load_segmenter, read_config
+from ..hub.normalization import Normalization, processor_normalization
 from ..hub.problems import first_line
 from ..model.configuration_cts import CtsConfig
-from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_encoders import find_encoder, patch_projection
 from .windows import Box, InferenceOptions
@@ -74,9 +74,7 @@ class ExistingConfig:
         return self.token_sharing.num_channels
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Options of the model, and what it normalizes images of its policy from."""
-        normalization = {"image_mean": self.token_sharing.image_mean, "image_std": self.token_sharing.image_std}
-        return {**self.upstream.to_diff_dict(), **normalization}
+        return self.upstream.to_diff_dict()
 
 
 class ExistingSegmenter(nn.Module):
@@ -88,13 +86,14 @@ class ExistingSegmenter(nn.Module):
         processor ([`~transformers.BaseImageProcessor`]): Its image processor, which makes its label maps.
 
     Raises:
-        ValueError: If the model gives no label maps, or its image processor makes none of whole images.
+        ValueError: If the model gives no label maps, if its image processor makes none of whole images, or if that
+            normalizes images otherwise than the model's policy is told.
     """
 
     def __init__(self, model: PreTrainedModel, processor: BaseImageProcessor):
         super().__init__()
         _check_model(model)
-        _check_processor(processor)
+        _check_processor(processor, model.token_sharing)
         self.model, self.processor, self.training = model, processor, model.training
         _, embeddings = find_encoder(model)
         self.config = ExistingConfig(model.config, model.token_sharing, patch_projection(embeddings).kernel_size[0])
@@ -203,9 +202,7 @@ def is_existing(source: str | Path) -> bool:
     return read_config(source).get("model_type") in CONFIG_MAPPING_NAMES
 
 
-def load_any(
-    source: str | Path, policy: str | Path | None = None
-) -> tuple[PreTrainedModel, CtsImageProcessingMixin | BaseImageProcessor]:
+def load_any(source: str | Path, policy: str | Path | None = None) -> tuple[Segmenter, BaseImageProcessor]:
     """
     Opens a segmentation model, of this package or of transformers, and its image processor.
 
@@ -214,9 +211,9 @@ def load_any(
         policy (`str` or `Path`, *optional*): Folder or id of a policy, in place of the one that the model may have.
 
     Returns:
-        the model, in evaluation mode, and its image processor. A model of transformers shares tokens as `save_cts` has
-        recorded, and as [`apply_cts`] does by default if it is given a policy; a plain one without policy shares none
-        if calls do not ask for it.
+        the model, in evaluation mode, for evaluation and prediction, and its image processor. A model of transformers
+        shares tokens as `save_cts` has recorded. A plain one shares them as [`apply_cts`] does by default if it is
+        given a policy, and otherwise only where calls ask for it.
 
     Raises:
         FileNotFoundError, ValueError: If one of them is missing, incomplete, of another kind, or does not fit.
@@ -226,19 +223,6 @@ def load_any(
         if policy is not None:
             model.set_policy(load_policy_folder(policy).eval())
         return model, processor
-    model = load_existing(source)
-    sharing = getattr(model, "token_sharing", None)
-    if sharing is None:
-        apply_cts(model, policy, **({} if policy else {"token_reduction": 0.0}))
-    elif policy is not None:
-        apply_cts(
-            remove_cts(model),
-            policy,
-            sharing.token_reduction,
-            image_mean=sharing.image_mean,
-            image_std=sharing.image_std,
-        )
-    _check_model(model)
     try:
         processor = AutoImageProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -246,8 +230,14 @@ def load_any(
             f"{source} must hold the image processor of its model, got none that can be read ({first_line(error)}): "
             "save it there with its `save_pretrained`."
         ) from error
-    _check_processor(processor)
-    return model, processor
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    model = load_existing(source)
+    if (sharing := getattr(model, "token_sharing", None)) is None:
+        budget = {} if policy is not None else {"token_reduction": 0.0}
+        apply_cts(model, policy, image_mean=mean, image_std=std, **budget)
+    elif policy is not None:
+        apply_cts(remove_cts(model), policy, sharing.token_reduction, image_mean=mean, image_std=std)
+    return ExistingSegmenter(model, processor), processor
 
 
 def _check_model(model: PreTrainedModel) -> None:
@@ -268,7 +258,7 @@ def _check_model(model: PreTrainedModel) -> None:
         )
 
 
-def _check_processor(processor: BaseImageProcessor) -> None:
+def _check_processor(processor: BaseImageProcessor, sharing: TokenSharing) -> None:
     kind = type(processor).__name__
     if not hasattr(processor, "post_process_semantic_segmentation"):
         raise ValueError(
@@ -282,6 +272,13 @@ def _check_processor(processor: BaseImageProcessor) -> None:
                 f"and of the padding, got a {kind} with {name}={getattr(processor, name)}: unset that; EoMT's cuts "
                 "images that are no squares into windows with `do_split_image=True`."
             )
+    processed = processor_normalization(processor, sharing.num_channels)
+    recorded = Normalization(list(sharing.image_mean), list(sharing.image_std))
+    if sharing.policy is not None and processed != recorded:
+        raise ValueError(
+            f"The image processor must normalize as the model's policy is told, with {recorded._asdict()}, got "
+            f"{processed._asdict()}: give `apply_cts` the `image_mean` and `image_std` of the image processor."
+        )
 
 
 __all__ = ["LOGITS", "ExistingSegmenter", "Segmenter", "as_segmenter", "is_existing", "load_any"]
