@@ -1,7 +1,8 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Uploads the folder of a model to the Hugging Face Hub: weights, image processor, card and code.
+Uploads the folder of a model to the Hugging Face Hub: weights, image processor, card and code, and the policy of a
+model of transformers that shares tokens.
 
     hf auth login
     python examples/push_to_hub.py --folder outputs/scenes --repo_id me/scenes --dry_run   # lists the files
@@ -19,7 +20,7 @@ from cts_hf.hub.publishing import upload_folder
 class UploadArguments:
     """What to upload, and where to."""
 
-    folder: str = field(metadata={"help": "Folder of a model, as training and conversion write it."})
+    folder: str = field(metadata={"help": "Folder of a model, as training, conversion and `save_cts` write it."})
     repo_id: str | None = field(
         default=None, metadata={"help": "owner/name, created if it is not there; the folder's name by default."}
     )

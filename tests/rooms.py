@@ -25,7 +25,7 @@ ALLOWED = {
     "evaluation": {"model", "hub", "existing", "data"},
     "training": {"model", "hub", "data", "conversion", "evaluation"},
     "export": {"model", "hub"},
-    "benchmark": {"model", "hub", "evaluation"},
+    "benchmark": {"model", "hub", "existing", "evaluation"},
 }
 # Within functions only: by these lines transformers finds the code of both backends wherever it saves that of one.
 _SAVED_TOGETHER = {

@@ -22,6 +22,14 @@ from accelerate.commands.launch import launch_command_parser
 from PIL import Image
 from safetensors.torch import save_file
 from torch.distributed.run import get_args_parser
+from transformers import (
+    BeitConfig,
+    BeitForSemanticSegmentation,
+    BeitImageProcessor,
+    BitImageProcessor,
+    Dinov2Config,
+    Dinov2Model,
+)
 
 from cts_hf import CtsForSemanticSegmentation, CtsImageProcessor
 from cts_hf.conversion.checkpoints import save_original
@@ -184,6 +192,12 @@ def workplace(page, tmp_path, monkeypatch):
         save_file(timm.create_model(architecture).state_dict(), folder / "snapshots/0/model.safetensors")
         pretrained_cfg = timm.get_pretrained_cfg(name.removeprefix("timm/")).to_dict()
         (folder / "snapshots/0/config.json").write_text(json.dumps({"pretrained_cfg": pretrained_cfg}))
+    for name, model, processor in transformers_downloads(page):
+        folder = tmp_path / "cache" / f"models--{name.replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs/main").write_text("0")
+        model.save_pretrained(folder / "snapshots/0")
+        processor.save_pretrained(folder / "snapshots/0")
     yield
     plt.close("all")
     torch.set_num_threads(num_threads)
@@ -195,6 +209,19 @@ def downloads(page):
     code = "".join(code for _, _, code in code_blocks(page))
     recipes = [(ROOT / name).read_text() for name in re.findall(r"--recipe (\S+)", code)]
     return sorted(set(re.findall(r"timm/[\w.]+", "".join([code, *recipes]))))
+
+
+def transformers_downloads(page):
+    """The repositories with models of transformers that the page's code names: tiny, and with their patches' sizes."""
+    code = "".join(code for _, _, code in code_blocks(page))
+    size = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+    if "microsoft/beit-base-finetuned-ade-640-640" in code:
+        config = BeitConfig(**size, intermediate_size=32, image_size=64, patch_size=16, out_indices=[1, 2, 3, 4])
+        processor = BeitImageProcessor(size={"height": 64, "width": 64})
+        yield "microsoft/beit-base-finetuned-ade-640-640", BeitForSemanticSegmentation(config), processor
+    if "facebook/dinov2-small" in code:
+        model = Dinov2Model(Dinov2Config(**size, image_size=70, patch_size=14))
+        yield "facebook/dinov2-small", model, BitImageProcessor(size={"shortest_edge": 70})
 
 
 def write_pair(image, label, num_ids):

@@ -3,17 +3,11 @@
 """Content-aware Token Sharing (CTS) for semantic segmentation with Vision Transformers."""
 
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
-from .existing import (
-    CtsBackbone,
-    CtsBackboneConfig,
-    apply_cts,
-    backbone_key_mapping,
-    load_cts,
-    remove_cts,
-    save_cts,
-)
+from .existing import CtsBackbone, CtsBackboneConfig, apply_cts, load_cts, remove_cts, save_cts
+from .existing.backbone import WEIGHT_NAMES
 from .model.configuration_cts import CtsConfig, CtsPolicyConfig
 from .model.image_processing_cts import CtsImageProcessor
 from .model.image_processing_pil_cts import CtsImageProcessorPil
@@ -31,10 +25,11 @@ from .model.token_sharing import TokenLayout, build_layout, num_shared_superpatc
 
 __version__ = "0.1.0"
 
+AutoConfig.register(CtsBackboneConfig.model_type, CtsBackboneConfig, exist_ok=True)
 AutoConfig.register(CtsConfig.model_type, CtsConfig, exist_ok=True)
 AutoConfig.register(CtsPolicyConfig.model_type, CtsPolicyConfig, exist_ok=True)
-AutoConfig.register(CtsBackboneConfig.model_type, CtsBackboneConfig, exist_ok=True)
 AutoBackbone.register(CtsBackboneConfig, CtsBackbone, exist_ok=True)
+register_checkpoint_conversion_mapping(CtsBackboneConfig.model_type, WEIGHT_NAMES, overwrite=True)
 AutoModel.register(CtsConfig, CtsModel, exist_ok=True)
 AutoModel.register(CtsPolicyConfig, CtsPolicyModel, exist_ok=True)
 AutoModelForSemanticSegmentation.register(CtsConfig, CtsForSemanticSegmentation, exist_ok=True)
@@ -63,7 +58,6 @@ __all__ = [
     "TokenLayout",
     "__version__",
     "apply_cts",
-    "backbone_key_mapping",
     "build_layout",
     "load_cts",
     "num_shared_superpatches",

@@ -130,7 +130,7 @@ def test_files_of_others_are_kept_and_earlier_exports_replaced_only_when_asked(m
     assert (target / "config.json").read_text() == "mine"
     (target / "config.json").unlink()
     run_main(monkeypatch, "export_onnx.py", **options)
-    with pytest.raises(ValueError, match=r"holds .*model\.onnx, model\.onnx\.data.* with --overwrite_output_dir"):
+    with pytest.raises(ValueError, match=r"holds config\.json, .* of an earlier run: .* with --overwrite_output_dir"):
         run_main(monkeypatch, "export_onnx.py", **options)
     run_main(monkeypatch, "export_onnx.py", **options, token_reduction=0.5, overwrite_output_dir=True)
     assert AutoConfig.from_pretrained(target).token_reduction == 0.5

@@ -337,7 +337,7 @@ PATCH = 16
         ("beit_segmentation", dict.fromkeys(NAMES, (7, 9))),  # an odd grid
         # Windows of 64 x 64 pixels, side by side.
         ("eomt", {"a": (8, 8), "b": (16, 8), "e": (8, 16)}),
-        ("upernet_dinov2", dict.fromkeys(NAMES, (12, 6))),  # of 100 pixels, 4 are no whole patch
+        ("upernet_dinov2", dict.fromkeys(NAMES, (12.5, 6))),  # 4 of 100 pixels are no whole patch
     ],
 )
 def test_models_of_transformers(monkeypatch, options, name, grids, tmp_path):

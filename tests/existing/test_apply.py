@@ -141,6 +141,20 @@ def test_the_policy_chooses(name):
         remove_cts(model)
 
 
+@torch.no_grad()
+def test_a_policy_of_several_levels_serves_with_its_first():
+    policy, images = tiny_policy(superpatch_levels=(2, 4)), random_images(2, 48, 80)
+    model = apply_cts(build_existing("dinov2"), policy, image_mean=0.5, image_std=0.5)
+    policy.config.image_mean = policy.config.image_std = 0.5
+    logits = policy(images).logits[0][:, :, :3, :5]
+    outputs = model(images)
+    scores = logits[:, 1] - logits[:, 0]
+    for given in (scores, (scores,)):
+        expected = model(images, superpatch_scores=given)
+        assert torch.equal(outputs.shared_superpatches, expected.shared_superpatches)
+        assert torch.equal(outputs.last_hidden_state, expected.last_hidden_state)
+
+
 def test_the_normalization_is_that_of_the_image_processor(tmp_path):
     build_existing("dinov2").save_pretrained(tmp_path)
     options = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
@@ -151,6 +165,9 @@ def test_the_normalization_is_that_of_the_image_processor(tmp_path):
     assert (sharing.image_mean, sharing.image_std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     sharing = apply_cts(transformers.AutoModel.from_pretrained(tmp_path), image_mean=0.5).token_sharing
     assert (sharing.image_mean, sharing.image_std) == ((0.5, 0.5, 0.5), (0.4, 0.5, 0.6))
+    transformers.BitImageProcessor(do_normalize=False).save_pretrained(tmp_path)
+    sharing = apply_cts(transformers.AutoModel.from_pretrained(tmp_path)).token_sharing
+    assert (sharing.image_mean, sharing.image_std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     assert apply_cts(build_existing("beit")).token_sharing.image_mean == (0.5, 0.5, 0.5)
 
 
@@ -207,6 +224,22 @@ def test_gradient_checkpointing_changes_nothing(name, use_reentrant):
     assert not any("_CheckpointInCall" in repr(vars(module)) for module in model.modules())
 
 
+def test_gradient_checkpointing_where_only_layers_are_in_training_mode():
+    """The rest may be in evaluation mode, as it is frozen."""
+    model, gradients = apply_cts(build_existing("beit")), []
+    for is_checkpointed in (False, True):
+        if is_checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.eval().zero_grad()
+        for module in model.modules():
+            if type(module).__name__ == "BeitLayer":
+                module.train()
+        model(random_images(), superpatch_scores=random_scores(64, 64)).last_hidden_state.square().mean().backward()
+        gradients.append({key: value.grad for key, value in model.named_parameters() if value.grad is not None})
+    for key, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
+
+
 @pytest.mark.parametrize("name", ["vit", "dinov2", "beit", "data2vec", "eomt", "eomt_dinov3"])
 def test_training_with_dropout_and_drop_path(name):
     model = apply_cts(build_existing(name, hidden_dropout_prob=0.5, drop_path_rate=0.3))
@@ -255,6 +288,17 @@ def test_rotary_positions_in_training_are_those_that_were_drawn():
         is_slow = length > 0.9
         assert is_slow.any()
         torch.testing.assert_close(got[0, 0][is_slow], expected[is_slow], rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_positions_keep_double_precision():
+    model = build_existing("dinov2").double()
+    images = random_images(1, 1, 1).double().expand(-1, -1, 64, 64)
+    patches = model(images, output_hidden_states=True).hidden_states[0][:, 1:].unflatten(1, (4, 2, 4, 2))
+    scores = torch.zeros(1, 4, 4)
+    outputs = apply_cts(model)(images, superpatch_scores=scores, token_reduction=0.75, output_hidden_states=True)
+    shared = outputs.hidden_states[0][:, 1:].unflatten(1, (4, 2, 4, 2))
+    torch.testing.assert_close(shared, patches.mean((2, 4), keepdim=True).expand_as(shared), rtol=1e-13, atol=1e-13)
 
 
 @torch.no_grad()
@@ -435,6 +479,11 @@ def test_refusals():
     assert not hasattr(model, "token_sharing")
     assert state == {name: dict(module._forward_hooks) for name, module in model.named_modules()}
 
+    without_plain_layers = build_existing("eomt", num_blocks=3)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"`config.num_blocks` must be below the number of layers"):
+            apply_cts(without_plain_layers)
+
     apply_cts(model, tiny_policy())
     images = random_images()
     with pytest.raises(ValueError, match="must not share tokens yet"):
@@ -454,6 +503,20 @@ def test_refusals():
     images[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="`pixel_values` must be finite"):
         model(images)
+
+
+@torch.no_grad()
+def test_a_users_model_whose_annotations_cannot_be_read():
+    class UsersModel(transformers.ViTModel):
+        def forward(self, pixel_values: "OnlyForTypeCheckers", **kwargs) -> "OnlyForTypeCheckers":  # noqa: F821
+            return super().forward(pixel_values, **kwargs)
+
+    plain = build_existing("vit")
+    model = UsersModel(plain.config).eval()
+    model.load_state_dict(plain.state_dict())
+    expected, images = plain(random_images()), random_images()
+    assert apply_cts(model)(images, superpatch_scores=random_scores(64, 64)).num_tokens.tolist() == [46, 46]
+    assert torch.equal(remove_cts(model)(images).last_hidden_state, expected.last_hidden_state)
 
 
 def test_a_config_of_another_model_is_no_config_of_ours():

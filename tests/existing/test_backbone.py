@@ -2,219 +2,345 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import copy
+import json
 
 import pytest
 import torch
 import transformers
-from transformers import AutoBackbone, AutoConfig
+from transformers import AutoBackbone, AutoConfig, Dinov2Config, Dinov2Model, DINOv3ViTConfig, SwinConfig, ViTConfig
 
-from cts_hf import CtsBackbone, CtsBackboneConfig, CtsPolicyModel, apply_cts, backbone_key_mapping
+from cts_hf import CtsBackbone, CtsBackboneConfig, CtsPolicyConfig
 
-from ..helpers.existing_models import ENCODER, KINDS, PATCH_SIZE, RELATIVE, WITH_MLP, sizes
-from ..helpers.models import TINY_BACKBONE, random_images, tiny_policy
-from .test_apply import random_scores, states
-
-
-STAGES = {"num_hidden_layers": 4, "out_features": ["stage1", "stage2", "stage3", "stage4"]}
-ENCODERS = {
-    "Dinov2Config": ENCODER,
-    "Dinov2WithRegistersConfig": {**ENCODER, "num_register_tokens": 4},
-    "BeitConfig": RELATIVE,
-    "DINOv3ViTConfig": WITH_MLP,
-    "PixioConfig": {**ENCODER, "n_cls_tokens": 3},
-}
-HEADS = ["upernet_dinov2", "mask2former", "dpt_depth", "depth_anything", "zoedepth"]
-SEQUENCES = ("dpt_depth", "depth_anything", "zoedepth")
-
-
-def inner_config(name, **options):
-    if not hasattr(transformers, name):
-        pytest.skip(f"transformers {transformers.__version__} has no {name}")
-    return getattr(transformers, name)(**{**ENCODERS.get(name, WITH_MLP), **STAGES, **options})
+from ..helpers.backbones import (
+    MODELS,
+    POLICY,
+    SIZES,
+    build,
+    encoder_config,
+    head_class,
+    head_config,
+    load,
+    random_scores,
+    randomize,
+    same,
+)
+from ..helpers.existing_models import (
+    PATCH_SIZE,
+    WITH_MLP,
+    build_existing,
+)
+from ..helpers.models import random_images, tiny_config, tiny_policy
 
 
-def randomize(model, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
+def expected_maps(plain, images, options):
+    states = plain(images, output_hidden_states=True, **options).hidden_states
+    rows, columns = (length // PATCH_SIZE for length in images.shape[-2:])
+    return [
+        plain.layernorm(each)[:, -rows * columns :].transpose(1, 2).reshape(2, -1, rows, columns) for each in states
+    ]
 
 
-def without_hooks(model):
-    plain = copy.deepcopy(model)
-    for module in plain.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-        module.__dict__.pop("_output_capturing_hooks_installed", None)
-    return plain
-
-
-def build_head(head, backbone_config, **options):
-    kind = KINDS[head]
-    config = getattr(transformers, kind.config)(**{**kind.options, "backbone_config": backbone_config, **options})
-    return getattr(transformers, kind.model), config
-
-
-@pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_checkpoints_of_upstream_load_and_give_what_they_gave(head, encoder, tmp_path):
-    options = {"reshape_hidden_states": False} if head in SEQUENCES else {}
-    if head in SEQUENCES and encoder in ("Dinov2WithRegistersConfig", "DINOv3ViTConfig", "PixioConfig"):
-        pytest.skip("upstream's heads take sequences with a single prefix token")
-    model_class, config = build_head(head, inner_config(encoder, **options))
-    randomize(model_class(config)).save_pretrained(tmp_path)
-    # Both loaded, as where weights lie in memory decides how convolutions round.
-    upstream = model_class.from_pretrained(tmp_path, attn_implementation="eager")
-    _, config = build_head(
-        head, CtsBackboneConfig(backbone_config=inner_config(encoder, **options), policy_config=dict(TINY_BACKBONE))
-    )
-    mapping = backbone_key_mapping(config)
-    model, info = model_class.from_pretrained(
-        tmp_path, config=config, key_mapping=mapping, output_loading_info=True, attn_implementation="eager"
-    )
-    assert all(".token_sharing.policy." in name for name in info["missing_keys"])
+def test_models_become_backbones(name, tmp_path):
+    """ViT, DeiT and Data2VecVision have none upstream."""
+    config, model, defaults = MODELS[name]
+    plain_class = getattr(transformers, model)
+    config = getattr(transformers, config)(**{**defaults, "num_hidden_layers": 4})
+    randomize(plain_class(config, add_pooling_layer=False)).save_pretrained(tmp_path / "plain")
+    plain = load(plain_class, tmp_path / "plain", add_pooling_layer=False)
+    call = {} if name == "data2vec-vision" else {"interpolate_pos_encoding": True}
+    config = CtsBackboneConfig(backbone_config=plain.config, token_reduction=0.0, out_indices=[0, 2, 4])
+    backbone, info = load(CtsBackbone, tmp_path / "plain", config=config, output_loading_info=True)
+    assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    backbone = next(module for module in model.modules() if isinstance(module, CtsBackbone))
-    for height, width in sizes(head):
+    assert backbone.stage_names == ["stem", "stage1", "stage2", "stage3", "stage4"]
+    assert backbone.out_features == ["stem", "stage2", "stage4"]
+    assert backbone.channels == 3 * [defaults["hidden_size"]]
+    sequences = copy.deepcopy(backbone)
+    sequences.config.backbone_config.reshape_hidden_states = False
+    for height, width in SIZES:
         images = random_images(2, height, width)
-        backbone.config.token_reduction = 0.0
-        expected = states(upstream(images))
-        got = states(model(images))
-        assert torch.equal(got, expected)
-        backbone.config.token_reduction = 0.4
-        assert not torch.allclose(states(model(images)), expected, rtol=1e-3)
+        maps = expected_maps(plain, images, call)[::2]
+        outputs = backbone(images)
+        assert all(map(torch.equal, outputs.feature_maps, maps))
+        assert outputs.hidden_states is None
+        with_states = backbone(images, output_hidden_states=True)
+        assert len(with_states.hidden_states) == 5
+        shared = backbone(images, token_reduction=0.3, superpatch_scores=random_scores(height, width))
+        assert shared.shared_superpatches.any()
+        assert not torch.equal(shared.feature_maps[-1], maps[-1])
+        # As heads that make maps themselves want it.
+        for sequence, state, feature_map in zip(
+            sequences(images).feature_maps, with_states.hidden_states[::2], maps, strict=True
+        ):
+            assert torch.equal(sequence[:, 0], plain.layernorm(state)[:, 0])
+            assert torch.equal(sequence[:, 1:], feature_map.flatten(2).transpose(1, 2))
+    without_norm = copy.deepcopy(backbone)
+    without_norm.config.backbone_config.apply_layernorm = False
+    images = random_images()
+    state = without_norm(images, output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(without_norm(images).feature_maps[-1].flatten(2), state[:, -64:].transpose(1, 2))
 
 
-@pytest.mark.parametrize("name", [*ENCODERS, "ViTConfig", "DeiTConfig", "Data2VecVisionConfig"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dinov2", {"apply_layernorm": False, "out_features": ["stem", "stage4"]}),
+        ("dinov2", {"reshape_hidden_states": False}),
+        ("dinov2_with_registers", {"reshape_hidden_states": False}),
+        ("dinov3_vit", {"return_class_token": True, "apply_layernorm": False}),
+        ("dinov3_vit", {"reshape_hidden_states": False}),
+        ("beit", {"add_fpn": True}),
+        ("beit", {"reshape_hidden_states": False}),
+        ("pixio", {"n_cls_tokens": 3, "apply_layernorm": False}),
+    ],
+)
 @torch.no_grad()
-def test_features_are_upstreams(name):
-    """Without sharing those of upstream's backbone, or of its hidden states where it has no backbone."""
-    options = {"use_relative_position_bias": True} if name == "Data2VecVisionConfig" else {}
-    config = CtsBackboneConfig(backbone_config=inner_config(name, **options), out_features=["stage2", "stage4"])
-    model = randomize(CtsBackbone(config))
-    assert model.channels == [32, 32]
-    for height, width in [(64, 64), (48, 96), (72, 56)]:
-        images = random_images(2, height, width)
-        rows, columns = height // PATCH_SIZE, width // PATCH_SIZE
-        plain = without_hooks(model.backbone)
-        outputs = model(images, token_reduction=0.0, output_hidden_states=True)
-        if name in ENCODERS:
-            expected = plain(images).feature_maps
-        else:
-            call = {} if name.startswith("Data2Vec") else {"interpolate_pos_encoding": True}
-            hidden_states = plain(images, output_hidden_states=True, **call).hidden_states
-            assert all(map(torch.equal, outputs.hidden_states, hidden_states))
-            expected = [
-                hidden_states[index][:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
-                for index in (2, 4)
-            ]
-        assert len(outputs.feature_maps) == 2
-        assert all(map(torch.equal, outputs.feature_maps, expected))
-        scores = random_scores(height, width)
-        shared = model(images, 0.4, scores)
-        by_hooks = apply_cts(plain)(
-            images,
-            superpatch_scores=scores,
-            token_reduction=0.4,
-            output_hidden_states=True,
-            **({"interpolate_pos_encoding": True} if name in ("ViTConfig", "DeiTConfig") else {}),
-        )
-        assert torch.equal(shared.shared_superpatches, by_hooks.shared_superpatches)
-        assert torch.equal(shared.num_tokens, by_hooks.num_tokens)
-        if name in ENCODERS:
-            assert all(map(torch.equal, shared.feature_maps, by_hooks.feature_maps))
+def test_options_of_encoders_mean_what_they_do_upstream(name, options, tmp_path):
+    plain = randomize(AutoBackbone.from_config(encoder_config(name, **options)))
+    model = build(name, token_reduction=0.0, **options)
+    model.backbone.load_state_dict(plain.state_dict())
+    images = random_images(2, 48, 96)
+    call = {"output_hidden_states": True}
+    expected, outputs = plain(images, **call), model(images, **call)
+    assert same(outputs, expected)
+    assert outputs.get("cls_tokens") is not None or not options.get("return_class_token")
+    assert model.out_features == plain.out_features
+    assert model.channels == plain.channels
+    # Options outlive saving.
+    model.save_pretrained(tmp_path)
+    assert same(load(CtsBackbone, tmp_path)(images, **call), expected)
+    assert same(load(type(plain), tmp_path, config=plain.config)(images, **call), expected)
 
 
-def test_sequences_and_tuples():
+@torch.no_grad()
+def test_stages_are_those_of_the_encoder_or_given():
+    inner = encoder_config("dinov2", out_features=["stage2"])
+    assert CtsBackboneConfig(backbone_config=inner).out_indices == [2]
+    config = CtsBackboneConfig(backbone_config=inner, out_indices=(1, 3))
+    assert config.out_features == config.backbone_config.out_features == ["stage1", "stage3"]
+    assert inner.out_features == ["stage2"]
+    model = CtsBackbone(config).eval()
+    assert len(model(random_images(), token_reduction=0).feature_maps) == 2
+    model.out_features = ["stage4"]
+    assert config.backbone_config.out_indices == [4]
+    (feature_map,) = model(random_images(), token_reduction=0).feature_maps
+    assert feature_map.shape == (2, 32, 8, 8)
+    assert CtsBackboneConfig(backbone_config=ViTConfig(**WITH_MLP)).out_features == ["stage3"]
+    assert CtsBackboneConfig().backbone_config.to_dict() == Dinov2Config().to_dict()
+
+
+@torch.no_grad()
+def test_each_call_has_its_own_budget_and_scores():
+    model = build("dinov3_vit")
+    images, scores = random_images(2, 72, 56), random_scores(72, 56)
+    model.set_attn_implementation("eager")
+    outputs = model(images, superpatch_scores=scores, output_hidden_states=True, output_attentions=True)
+    num_shared = round(0.3 * 63 / 3)
+    chosen = outputs.shared_superpatches
+    assert chosen.shape == scores.shape
+    assert chosen.sum((1, 2)).tolist() == [num_shared, num_shared]
+    assert outputs.num_tokens.tolist() == 2 * [63 - 3 * num_shared]
+    assert scores[0][chosen[0]].min() > scores[0][~chosen[0]].max()
+    assert all(feature_map.shape == (2, 32, 9, 7) for feature_map in outputs.feature_maps)
+    num_all = 5 + 63 - 3 * num_shared  # attentions stay those of tokens
+    assert [attention.shape[-2:] for attention in outputs.attentions] == 4 * [(num_all, num_all)]
+    most = model(images, token_reduction=0.75, superpatch_scores=scores)
+    assert most.shared_superpatches.all()
+    filtered = model.forward_with_filtered_kwargs(images, superpatch_scores=scores, output_hidden_states=False)
+    assert torch.equal(filtered.feature_maps[-1], outputs.feature_maps[-1])
+    # DPT passes on what it does not know.
+    config = head_config("dpt", CtsBackboneConfig(backbone_config=encoder_config("beit", reshape_hidden_states=False)))
+    depth = randomize(head_class("dpt")(config))
+    images, scores = random_images(), random_scores(64, 64)
+    plain = depth(images, token_reduction=0).predicted_depth
+    assert not torch.equal(depth(images, superpatch_scores=scores).predicted_depth, plain)
+
+
+@torch.no_grad()
+def test_the_policy_chooses():
+    """As it does by itself on the same images, for which they are renormalized and odd borders cut off."""
+    policy = tiny_policy(image_mean=0.5, image_std=0.5)
     config = CtsBackboneConfig(
-        backbone_config=inner_config("ViTConfig", out_features=None), reshape_hidden_states=False
+        backbone_config=encoder_config("beit"), image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.25]
     )
     model = CtsBackbone(config).eval()
-    (features,) = model(random_images(), token_reduction=0.0).feature_maps
-    assert features.shape == (2, 65, 32)
-    assert isinstance(model(random_images(), token_reduction=0.0, return_dict=False), tuple)
+    model.set_policy(policy)
+    for height, width in SIZES:
+        images = random_images(2, height, width)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (config.image_mean, config.image_std))
+        pixels = (images * std + mean)[..., : height // 16 * 16, : width // 16 * 16]
+        logits = policy((pixels - 0.5) / 0.5).logits
+        by_policy, by_scores = model(images), model(images, superpatch_scores=logits[:, 1] - logits[:, 0])
+        assert torch.equal(by_policy.shared_superpatches, by_scores.shared_superpatches)
+        assert same(by_policy, by_scores)
 
 
-def test_saved_and_loaded_with_its_policy(tmp_path):
-    config = CtsBackboneConfig(
-        backbone_config=inner_config("Dinov2Config"), policy_config=dict(TINY_BACKBONE), image_mean=0.4, image_std=0.3
-    )
-    assert config.policy_config.superpatch_size == 16
-    _, config = build_head("upernet_dinov2", config)
-    model = randomize(transformers.UperNetForSemanticSegmentation(config))
-    model.backbone.set_policy(tiny_policy())
-    assert all(not parameter.requires_grad for parameter in model.backbone.token_sharing.parameters())
-    images = random_images()
-    expected = model(images).logits
+def test_the_default_normalization_is_the_family_s_and_is_saved(tmp_path):
+    model = build("dinov2")
+    assert (model.config.image_mean, model.config.image_std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert build("beit").config.image_mean == [0.5, 0.5, 0.5]
     model.save_pretrained(tmp_path)
-    loaded = transformers.UperNetForSemanticSegmentation.from_pretrained(tmp_path)
-    assert loaded.backbone.config.image_mean == [0.4, 0.4, 0.4]
-    torch.testing.assert_close(loaded(images).logits, expected, rtol=1e-4, atol=1e-4)
-    policy = loaded.backbone.token_sharing.policy
-    assert torch.equal(policy(images).logits, tiny_policy()(images).logits)
-    loaded.train()
-    assert not policy.training
-    assert all(not parameter.requires_grad for parameter in policy.parameters())
-    loaded(images, labels=torch.randint(0, 5, (2, 64, 64))).loss.backward()
-    assert all(parameter.grad is None for parameter in policy.parameters())
-    with pytest.raises(ValueError, match="must not share tokens yet"):
-        apply_cts(loaded)
+    assert CtsBackboneConfig.from_pretrained(tmp_path).image_mean == [0.485, 0.456, 0.406]
 
 
-@pytest.mark.parametrize("name", [*ENCODERS, "ViTConfig"])
-def test_configurations_are_saved_whole(name, tmp_path):
-    config = CtsBackboneConfig(backbone_config=inner_config(name), token_reduction=0.2, out_features=["stage2"])
-    config.save_pretrained(tmp_path)
-    loaded = AutoConfig.from_pretrained(tmp_path)
-    assert isinstance(loaded, CtsBackboneConfig)
-    assert loaded.backbone_config.to_dict() == config.backbone_config.to_dict()
-    assert loaded.out_features == ["stage2"]
-    assert loaded.token_reduction == 0.2
+def test_the_policy_is_frozen(tmp_path):
+    build(policy_config=POLICY).save_pretrained(tmp_path)
+    model = load(CtsBackbone, tmp_path)
+    assert next(name for name, _ in model.named_parameters() if "policy" in name).startswith("policy.")
+    for _ in range(2):
+        model.train()
+        assert model.backbone.training
+        assert not model.policy.training
+        assert not any(parameter.requires_grad for parameter in model.policy.parameters())
+        before = copy.deepcopy(model.policy.state_dict())
+        model(random_images()).feature_maps[-1].sum().backward()
+        assert all(torch.equal(value, before[name]) for name, value in model.policy.state_dict().items())
+        assert all(parameter.grad is None for parameter in model.policy.parameters())
+        assert model.backbone.embeddings.patch_embeddings.projection.weight.grad.abs().sum() > 0
+        # Also one that comes later, and trainable.
+        model.set_policy(tiny_policy(seed=1).train().requires_grad_(True))
+        assert not model.policy.training
 
 
-def test_the_auto_classes_know_it(tmp_path):
-    config = CtsBackboneConfig(backbone_config=inner_config("Dinov2Config"), out_indices=[2, 4])
-    assert config.out_features == ["stage2", "stage4"]
-    model = AutoBackbone.from_config(config).eval()
-    assert isinstance(model, CtsBackbone)
-    model.save_pretrained(tmp_path)
-    assert AutoConfig.from_pretrained(tmp_path).out_features == ["stage2", "stage4"]
-    loaded = CtsBackbone.from_pretrained(tmp_path)
+@torch.no_grad()
+def test_copies_and_other_dtypes():
+    model = build(policy_config=POLICY)
     images = random_images()
-    expected = model(images, token_reduction=0.0).feature_maps
-    assert all(map(torch.equal, loaded(images, token_reduction=0.0).feature_maps, expected))
-    # A checkpoint of the transformer alone.
-    model.backbone.save_pretrained(tmp_path / "upstream")
-    again, info = CtsBackbone.from_pretrained(
-        tmp_path / "upstream", config=config, key_mapping=backbone_key_mapping(config), output_loading_info=True
-    )
-    assert not info["missing_keys"]
-    assert all(map(torch.equal, again(images, token_reduction=0.0).feature_maps, expected))
+    expected = model(images)
+    twin = copy.deepcopy(model)
+    assert twin.policy is twin.backbone.token_sharing.policy is not model.policy
+    assert same(twin(images), expected)
+    twin.to(torch.bfloat16)
+    outputs = twin(images.bfloat16())
+    assert outputs.feature_maps[-1].dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in twin.parameters()} == {torch.bfloat16}
+    assert same(model(images), expected)
 
 
-def test_refusals(tmp_path):
-    inner = inner_config("Dinov2Config")
-    with pytest.raises(ValueError, match="must be of a plain vision transformer"):
-        CtsBackboneConfig(backbone_config={"model_type": "swin"})
-    with pytest.raises(ValueError, match="must not be of a DPT"):
-        CtsBackboneConfig(backbone_config={"model_type": "dpt"})
+@pytest.mark.parametrize("name", ["beit", "dinov2", "vit"])
+def test_gradient_checkpointing_is_exact(name):
+    model = build(name, policy_config=POLICY, hidden_dropout_prob=0.0, drop_path_rate=0.0)
+    images = random_images()
+    gradients = []
+    for is_checkpointed in (False, True):
+        if is_checkpointed:
+            model.gradient_checkpointing_enable()
+        model.train().zero_grad()
+        sum(feature_map.square().sum() for feature_map in model(images).feature_maps).backward()
+        gradients.append({name: each.grad for name, each in model.named_parameters() if each.grad is not None})
+    assert gradients[0]
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@pytest.mark.parametrize("name", ["dinov2", "vit"])
+@torch.no_grad()
+def test_layers_are_recorded_once(name):
+    """Hooks that are installed twice record every layer twice, and maps are then of the wrong layers."""
+    model = build(name, token_reduction=0.0)
+    for _ in range(2):
+        assert len(model(random_images(), output_hidden_states=True).hidden_states) == 5
+
+
+@pytest.mark.parametrize("name", ["dinov2", "vit"])
+@torch.no_grad()
+def test_compiles_without_a_break(name):
+    model = build(name, policy_config=POLICY)
+    images = random_images()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    outputs = compiled(images)
+    assert torch.equal(outputs.shared_superpatches, model(images).shared_superpatches)
+    assert same(outputs, model(images))
+
+
+@torch.no_grad()
+def test_checkpoints_of_the_encoder_load(tmp_path):
+    build_existing("dinov2").save_pretrained(tmp_path / "plain")
+    plain = load(Dinov2Model, tmp_path / "plain")
+    config = CtsBackboneConfig(backbone_config=plain.config, policy_config=POLICY)
+    model, info = load(CtsBackbone, tmp_path / "plain", config=config, output_loading_info=True)
+    assert info["missing_keys"] == {f"policy.{name}" for name in model.policy.state_dict()}
+    images = random_images()
+    states = plain(images).last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, (8, 8))
+    assert torch.equal(model(images, token_reduction=0).feature_maps[-1], states)
+    # And back: what is saved is a checkpoint of the encoder, with a policy that it ignores.
+    model.save_pretrained(tmp_path / "shared")
+    again = load(Dinov2Model, tmp_path / "shared", config=plain.config)
+    assert torch.equal(again(images).last_hidden_state, plain(images).last_hidden_state)
+
+
+def test_auto_classes_know_it(tmp_path):
+    model = build(policy_config=POLICY)
+    model.save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert type(config) is CtsBackboneConfig
+    assert type(config.backbone_config) is Dinov2Config
+    assert type(config.policy_config) is CtsPolicyConfig
+    assert config.out_features == model.out_features
+    assert type(AutoBackbone.from_config(config)) is CtsBackbone
+    assert (config.hidden_size, config.patch_size, config.image_size) == (32, 8, 64)
+    nested = transformers.UperNetConfig.from_dict(head_config("upernet", config).to_dict())
+    assert nested.backbone_config.to_dict() == config.to_dict()
+    assert AutoConfig.from_pretrained(tmp_path, token_reduction=0.5).token_reduction == 0.5
+
+
+@pytest.mark.parametrize("part", [None, "backbone_config", "policy_config"])
+def test_names_that_other_versions_leave_in_files_are_allowed(part, tmp_path):
+    config = CtsBackboneConfig(backbone_config=encoder_config("dinov2"), policy_config=POLICY)
+    head_config("upernet", config).save_pretrained(tmp_path)
+    config.save_pretrained(tmp_path / "alone")
+    for file, path in ((tmp_path, ["backbone_config"]), (tmp_path / "alone", [])):
+        content = json.loads((file / "config.json").read_text())
+        options = content
+        for name in [*path, *([part] if part else [])]:
+            options = options[name]
+        options["an_option_of_others"] = 1
+        (file / "config.json").write_text(json.dumps(content))
+        loaded = AutoConfig.from_pretrained(file)
+        loaded = loaded.backbone_config if path else loaded
+        assert loaded.policy_config.to_dict().items() >= config.policy_config.to_dict().items()
+        assert loaded.out_features == config.out_features
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone_config": SwinConfig()}, "`backbone_config` must be that of one of .*, got 'swin'"),
+        ({"backbone_config": {"hidden_size": 32}}, "`backbone_config` must be that of one of .*, got None"),
+        ({"backbone_config": tiny_config()}, "`backbone_config` must be that of one of .*, got 'cts'"),
+        ({"backbone_config": "facebook/dinov2-small"}, "backbone_config"),
+        ({"token_reduction": 0.8}, r"`token_reduction` must be between 0 and 0\.75, got 0\.8"),
+        ({"token_reduction": "0.3"}, "token_reduction"),
+        ({"image_mean": [0.5, 0.5]}, "`image_mean` must be finite numbers, one for each of 3 channels"),
+        ({"image_std": 0}, "`image_std` must be numbers above 0"),
+        ({"policy_config": {"output_stride": 7}}, "`output_stride` must be 8, 16 or 32, got 7"),
+        ({"out_features": ["stage13"]}, "out_features must be a subset of stage_names"),
+        ({"token_reductoin": 0.3}, "CtsBackboneConfig has no option 'token_reductoin'"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(Exception, match=message) as error:
+        CtsBackboneConfig(**options)
+    assert isinstance(error.value, ValueError | TypeError) or "StrictDataclass" in type(error.value).__name__
+
+
+def test_bad_calls_are_refused():
+    model = build(policy_config=POLICY)
+    images = random_images()
+    for token_reduction in (0.8, "0.3", True, float("nan")):
+        with pytest.raises(ValueError, match="`token_reduction` must be a number between 0"):
+            model(images, token_reduction=token_reduction)
+    with pytest.raises(ValueError, match="`superpatch_scores` must"):
+        model(images, superpatch_scores=random_scores(64, 32))
+    with pytest.raises(ValueError, match="`return_dict` must be True"):
+        model(images, return_dict=False)
+    with pytest.raises(ValueError, match="`policy` must be a CtsPolicyModel"):
+        model.set_policy(model)
+    other = {**POLICY, "superpatch_size": 32}
+    with pytest.raises(ValueError, match="`policy` must be for superpatches of two patches"):
+        CtsBackbone(CtsBackboneConfig(backbone_config=DINOv3ViTConfig(**WITH_MLP), policy_config=other))
+    model.config.token_reduction = 2.0
     with pytest.raises(ValueError, match="`token_reduction` must be a number between 0"):
-        CtsBackboneConfig(backbone_config=inner, token_reduction=0.9)
-    with pytest.raises(ValueError, match=r"`policy_config.superpatch_size` must be 16"):
-        CtsBackboneConfig(backbone_config=inner, policy_config={"superpatch_size": 32})
-    with pytest.raises(ValueError, match="must have a `CtsBackboneConfig` as its `backbone_config`"):
-        backbone_key_mapping(inner)
-    model = CtsBackbone(CtsBackboneConfig(backbone_config=inner))
-    with pytest.raises(ValueError, match="must not share tokens yet, got a Dinov2Backbone whose encoder does"):
-        apply_cts(model.backbone)
-    with pytest.raises(ValueError, match="without a policy"):
-        model(random_images())
-    with pytest.raises(ValueError, match="for superpatches of two patches"):
-        model.set_policy(CtsPolicyModel.from_pretrained(_saved(tiny_policy(superpatch_size=32), tmp_path)))
-
-
-def _saved(model, folder):
-    model.save_pretrained(folder)
-    return folder
+        model(images)

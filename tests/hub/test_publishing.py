@@ -14,14 +14,15 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, BeitImageProcessor
 
 import cts_hf
-from cts_hf import CtsImageProcessor, CtsImageProcessorPil
+from cts_hf import CtsImageProcessor, CtsImageProcessorPil, apply_cts, load_cts, save_cts
 from cts_hf.hub.model_card import model_card
 from cts_hf.hub.normalization import IMAGENET
 from cts_hf.hub.publishing import publish, upload_folder
 
+from ..helpers.existing_models import build_existing
 from ..helpers.models import random_images, tiny_model, tiny_policy
 
 
@@ -186,6 +187,110 @@ def test_what_is_no_model_is_refused(hub, folder, tmp_path):
     assert hub.requests == []
 
 
+def sharing_model(policy=True, token_reduction=0.3):
+    return apply_cts(build_existing("beit_segmentation"), tiny_policy() if policy else None, token_reduction)
+
+
+@pytest.fixture
+def sharing_folder(tmp_path):
+    """A model of transformers that shares tokens, and what must stay at home."""
+    folder = tmp_path / "shared"
+    save_cts(sharing_model(), folder)
+    BeitImageProcessor().save_pretrained(folder)
+    for name in ("notes.txt", "token_sharing/notes.txt", "token_sharing/README.md", "token_sharing/picture.png"):
+        (folder / name).write_text(TOKEN)
+    (folder / "token_sharing" / "checkpoints").mkdir()
+    return folder
+
+
+@torch.no_grad()
+def test_a_model_of_transformers_with_its_policy(hub, sharing_folder, tmp_path, capfd):
+    upload = upload_folder(sharing_folder, "me/street", token=TOKEN, endpoint=hub.endpoint)
+    assert upload.left_out == [
+        ".cts_hf.json",
+        ".cts_hf.lock",
+        "notes.txt",
+        "token_sharing/README.md",
+        "token_sharing/checkpoints/",
+        "token_sharing/notes.txt",
+        "token_sharing/picture.png",
+    ]
+    files = hub.repositories["me/street"]["files"]
+    assert files.keys() == set(upload.files)
+    assert {"token_sharing/options.json", "token_sharing/modeling_cts_policy.py"} <= files.keys()
+    assert {"token_sharing/config.json", "token_sharing/model.safetensors"} <= files.keys()
+    assert not any(TOKEN.encode() in content for content in files.values())
+    for name, content in files.items():
+        (tmp_path / "again" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "again" / name).write_bytes(content)
+    again, model = load_cts(tmp_path / "again"), load_cts(sharing_folder)
+    assert torch.equal(again(random_images()).logits, model(random_images()).logits)
+
+
+def test_a_model_of_transformers_in_one_call(hub):
+    options = {"metrics": {"mean IoU": 0.5}, "endpoint": hub.endpoint, "token": TOKEN}
+    upload = publish(sharing_model(), BeitImageProcessor(), "me/street", **options)
+    files = hub.repositories["me/street"]["files"]
+    assert {"model.safetensors", "preprocessor_config.json", "token_sharing/options.json"} <= files.keys()
+    assert upload.left_out == []
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.pipeline_tag == "image-segmentation"
+    assert card.data.license is None  # the weights are of others
+    for text in (
+        "removes 30.0% of the patch tokens",
+        "superpatches of 16 x 16 pixels",
+        'pipeline("image-segmentation", model=load_cts("me/street"), image_processor=processor)',
+        'BeitForSemanticSegmentation.from_pretrained("me/street")',
+        "| mean IoU | 0.5000 |",
+    ):
+        assert text in card.text, text
+    assert "train.yaml" not in card.text
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [("dpt_depth", "depth-estimation"), ("eomt", "image-segmentation"), ("dinov2", "image-feature-extraction")],
+)
+def test_cards_say_what_a_model_is_for(name, tag):
+    model = apply_cts(build_existing(name), tiny_policy())
+    card = ModelCard(model_card(model, {}, title="t", name="n", has_recipe=False))
+    assert card.data.pipeline_tag == tag
+    assert f'pipeline("{tag}", model=load_cts("n")' in card.text
+
+
+def test_the_card_of_a_model_without_a_policy_says_what_calls_must_give():
+    text = model_card(sharing_model(policy=False), {}, title="t", name="n", has_recipe=False)
+    assert "It has no policy: calls must give `superpatch_scores`, or `token_reduction=0`." in text
+    assert 'model = load_cts("n")' in text
+    assert "pipeline(" not in text
+
+
+def test_an_incomplete_model_of_transformers_is_refused(hub, sharing_folder, tmp_path):
+    policy = sharing_folder / "token_sharing" / "model.safetensors"
+    policy.rename(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"token_sharing must hold the weights of a model"):
+        upload_folder(sharing_folder, endpoint=hub.endpoint)
+    policy.symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(ValueError, match=r"lacks token_sharing/model\.safetensors"):
+        upload_folder(sharing_folder, endpoint=hub.endpoint)
+    policy.unlink()
+    (tmp_path / "elsewhere.safetensors").rename(policy)
+    (sharing_folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"lacks preprocessor_config\.json"):
+        upload_folder(sharing_folder, endpoint=hub.endpoint)
+    (sharing_folder / "preprocessor_config.json").write_text('{"image_processor_type": "NoSuchProcessor"}')
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json in .* cannot be read"):
+        upload_folder(sharing_folder, endpoint=hub.endpoint)
+    BeitImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(sharing_folder)
+    with pytest.raises(ValueError, match=r"must normalize as token_sharing/options\.json says, .*0\.5.* got .*0\.1"):
+        upload_folder(sharing_folder, endpoint=hub.endpoint)
+    (sharing_folder / "token_sharing" / "modeling_cts_policy.py").write_text(f"# {TOKEN}")
+    BeitImageProcessor().save_pretrained(sharing_folder)
+    with pytest.raises(ValueError, match=r"modeling_cts_policy\.py must hold no token of the Hub"):
+        upload_folder(sharing_folder, endpoint=hub.endpoint)
+    assert hub.requests == []
+
+
 NAMES = [
     "me/street",
     'x", trust_remote_code=True); import os; print("',
@@ -201,7 +306,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("build", [tiny_model, tiny_policy])
+@pytest.mark.parametrize("build", [tiny_model, tiny_policy, sharing_model])
 def test_names_stay_in_their_place_in_the_card(tmp_path, build, name):
     text = model_card(build(), {name: 0.5}, title=name, name=name)
     (tmp_path / "README.md").write_text(text, encoding="utf-8")
@@ -209,7 +314,7 @@ def test_names_stay_in_their_place_in_the_card(tmp_path, build, name):
     assert len(text.splitlines()) == len(plain.splitlines())
     assert ModelCard(text).data.to_dict() == ModelCard(plain).data.to_dict()
 
-    code, plain_code = (re.search(r"^```python\n(.*?)^```$", card, re.M | re.S)[1] for card in (text, plain))
+    code, plain_code = ("".join(re.findall(r"^```python\n(.*?)^```$", card, re.M | re.S)) for card in (text, plain))
     nodes, plain_nodes = (list(ast.walk(ast.parse(each))) for each in (code, plain_code))
     assert [type(node) for node in nodes] == [type(node) for node in plain_nodes]
     literals, plain_literals = (

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cts_hf.model.image_processing_cts import CtsImageProcessor
-from cts_hf.model.image_processing_maps_cts import upsampled_argmax
 from cts_hf.model.image_processing_pil_cts import CtsImageProcessorPil
 
 
@@ -171,57 +170,6 @@ def test_reduced_labels(processor, dtype):
     inputs = processor(picture(32, 32), labels, do_reduce_labels=True, return_tensors="pt")
     assert inputs["labels"][0, 0, :8].tolist() == [255, 0, 1, 149, 253, 255, 255, 0]
     assert np.array_equal(labels, before)
-
-
-@pytest.mark.parametrize("kind", ["normal", "smooth", "ties", "constant", "near_ties", "nan"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("shape", "size"),
-    [
-        ((150, 8, 11), (120, 163)),
-        ((19, 12, 24), (200, 311)),
-        ((3, 1, 1), (17, 5)),
-        ((1, 4, 4), (9, 9)),
-        ((21, 30, 40), (13, 9)),
-        ((33, 16, 16), (16, 16)),
-        ((300, 5, 5), (64, 64)),
-        ((9, 7, 6), (1, 1)),
-    ],
-)
-def test_upsampled_argmax_is_exact(kind, dtype, shape, size):
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(shape, generator=generator)
-    if kind == "smooth":
-        logits = F.avg_pool2d(logits, 5, stride=1, padding=2)
-    elif kind == "ties":
-        logits = logits.round()
-    elif kind == "constant":
-        logits = torch.ones(shape)
-    elif kind == "near_ties":
-        logits = 1 + 1e-7 * logits
-    elif kind == "nan":
-        logits[0, 0, 0], logits[-1, -1, -1], logits[-1, 0] = float("nan"), float("inf"), float("-inf")
-    logits = logits.to(dtype)
-    segmentation = upsampled_argmax(logits, size)
-    assert segmentation.dtype == torch.int64
-    assert torch.equal(segmentation, naive_argmax(logits, size))
-
-
-@pytest.mark.parametrize("num_labels", [17, 19, 35, 150])
-def test_upsampled_argmax_is_exact_on_one_thread(num_labels):
-    """PyTorch chooses another interpolation then."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        logits = 1 + 1e-7 * torch.randn(num_labels, 12, 24, generator=torch.Generator().manual_seed(0))
-        assert torch.equal(upsampled_argmax(logits, (200, 311)), naive_argmax(logits, (200, 311)))
-    finally:
-        torch.set_num_threads(num_threads)
-
-
-def test_upsampled_argmax_does_not_depend_on_strides():
-    logits = torch.randn(8, 11, 20).permute(2, 0, 1)  # as token decoders give
-    assert torch.equal(upsampled_argmax(logits, (90, 100)), upsampled_argmax(logits.contiguous(), (90, 100)))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
 """
-How much faster is token sharing, in fact? Measures a CTS model against itself with `token_reduction=0`, everything
-else being equal: weights, attention implementation, dtype, compilation and images. The runs of the two alternate in
-one process, so that a slow moment of the machine hits both, and the ratio is the median over these pairs.
+How much faster is token sharing, in fact? Measures a model that shares tokens, an own one or one of transformers,
+against itself with `token_reduction=0`, everything else being equal: weights, attention implementation, dtype,
+compilation and images. The runs of the two alternate in one process, so that a slow moment of the machine hits both,
+and the ratio is the median over these pairs.
 """
 
 import json
@@ -19,17 +20,26 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedModel
 
 from ..evaluation.command_line import print_text
 from ..evaluation.cost import multiply_adds
-from ..hub.loading import load_config, load_segmenter
+from ..hub.loading import is_own_model, load_config, load_segmenter
 from ..hub.output_file import prepare_file, written_whole
 from ..model.configuration_cts import CtsConfig
-from ..model.image_processing_maps_cts import upsampled_argmax
+from ..model.image_processing_label_maps_cts import upsampled_argmax
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_grid import PatchGrid
+from ..model.modeling_cts_policy import CtsPolicyModel
 from ..model.token_sharing import check_token_reduction
+from .existing import (
+    EXISTING_PRESETS,
+    build_existing,
+    call_options,
+    count_multiply_adds,
+    image_size_of,
+    scores_shape,
+)
 from .report import format_report, plot_report
 from .timing import Stopwatch, marked_parts, peak_memory
 
@@ -72,13 +82,25 @@ PRESETS = {
 }
 
 
+_PRESET_NAMES = (*PRESETS, *EXISTING_PRESETS)
+Model = CtsForSemanticSegmentation | PreTrainedModel
+
+
 @dataclass
 class BenchmarkArguments:
     """What to measure. Several sizes, reductions or batch sizes are measured in every combination."""
 
-    preset: str | None = field(default=None, metadata={"help": f"One of {', '.join(PRESETS)}."})
+    preset: str | None = field(default=None, metadata={"help": f"One of {', '.join([*PRESETS, *EXISTING_PRESETS])}."})
     model: str | None = field(
-        default=None, metadata={"help": "Instead of a preset: a checkpoint, or a folder with a config.json only."}
+        default=None,
+        metadata={
+            "help": "Instead of a preset: a checkpoint, or a folder with a config.json only, of this package or of a "
+            "model that `apply_cts` takes."
+        },
+    )
+    given_scores: bool = field(
+        default=False,
+        metadata={"help": "Share by random scores instead of a policy: what the encoder alone could gain."},
     )
     token_reduction: list[float] = field(
         default_factory=list, metadata={"help": "Fractions of the tokens to remove, instead of the model's own."}
@@ -103,11 +125,11 @@ class BenchmarkArguments:
     def __post_init__(self):
         if (self.preset is None) == (self.model is None):
             raise ValueError(
-                f"Either `preset`, one of {', '.join(PRESETS)}, or `model` must be given, got {self.preset!r} and "
-                f"{self.model!r}: give one of them."
+                f"Either `preset`, one of {', '.join(_PRESET_NAMES)}, or `model` must be given, got {self.preset!r} "
+                f"and {self.model!r}: give one of them."
             )
-        if self.preset is not None and self.preset not in PRESETS:
-            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {self.preset!r}: choose one.")
+        if self.preset is not None and self.preset not in _PRESET_NAMES:
+            raise ValueError(f"`preset` must be one of {', '.join(_PRESET_NAMES)}, got {self.preset!r}: choose one.")
         if self.rounds is not None and self.rounds < 1:
             raise ValueError(f"`rounds` must be at least 1, got {self.rounds}: choose more.")
         for name in ("image_size", "batch_size"):
@@ -125,7 +147,7 @@ class BenchmarkArguments:
 
 @torch.inference_mode()
 def measure(
-    model: CtsForSemanticSegmentation,
+    model: Model,
     token_reduction: float,
     image_size: tuple[int, int],
     batch_size: int,
@@ -136,8 +158,8 @@ def measure(
     Measures a model against itself with `token_reduction=0`.
 
     Args:
-        model ([`CtsForSemanticSegmentation`]): In evaluation mode, on the device and in the dtype to measure. One
-            without policy gets random scores.
+        model ([`CtsForSemanticSegmentation`], or one that [`apply_cts`] has changed): In evaluation mode, on the
+            device and in the dtype to measure. One without policy gets random scores.
         token_reduction (`float`): Fraction of the tokens to remove.
         image_size (pair of `int`): Height and width in pixels.
         batch_size (`int`): Images per forward.
@@ -148,10 +170,12 @@ def measure(
         `dict`: `ratio` of the times of the forward, plain / sharing: the median over the rounds, with
         `ratio_quartiles`; `bound`, the ratio of the multiply-adds, and `reached`, the share of it that `ratio` is;
         `parts` and `plain_parts`, median milliseconds by part, where `upsampling` to the size of the image, the same
-        for both, follows the forward; `ratio_with_upsampling`; and for `plain` and `cts` latency (milliseconds per
+        for both, follows the forward; `ratio_with_upsampling` (models of transformers have neither, and are a single
+        part); and for `plain` and `cts` latency (milliseconds per
         batch), images per second, peak memory (MiB) beyond the weights and multiply-adds per batch.
     """
-    shape = (batch_size, model.config.num_channels, *image_size)
+    is_own = isinstance(model, CtsForSemanticSegmentation)
+    shape = (batch_size, 3 if not is_own else model.config.num_channels, *image_size)
     reductions = {"plain": 0.0, "cts": token_reduction}
     generator = torch.Generator(model.device).manual_seed(0)
     stopwatch = Stopwatch(model.device)
@@ -161,7 +185,7 @@ def measure(
     def run(forward: Callable, kind: str, inputs: dict[str, torch.Tensor]) -> dict[str, float]:
         stopwatch.start()
         forward(**inputs, token_reduction=reductions[kind])
-        stopwatch.mark("unsharing")
+        stopwatch.mark("unsharing" if is_own else "forward")
         return stopwatch.parts()
 
     def run_pairs(forward: Callable, rounds: int) -> dict[str, list[dict[str, float]]]:
@@ -172,7 +196,7 @@ def measure(
                 runs[kind].append(run(forward, kind, inputs))
         return runs
 
-    with nullcontext() if compile else marked_parts(model, stopwatch):
+    with nullcontext() if compile or not is_own else marked_parts(model, stopwatch):
         memory, milliseconds = {}, 0.0
         for kind in reductions:
             inputs = _inputs(model, shape, generator)
@@ -186,16 +210,17 @@ def measure(
             rounds = int(np.clip(30_000 / milliseconds, 3, 20))
         runs = run_pairs(compiled, rounds)
     part_runs = runs
-    if compile:
+    if compile and is_own:
         with marked_parts(model, stopwatch):
             part_runs = run_pairs(model, 3)
 
-    runs_policy = model.cts.policy is not None
-    costs = {
-        kind: batch_size * multiply_adds(model, image_size, value, runs_policy) for kind, value in reductions.items()
-    }
-    logits = model(**_inputs(model, shape, generator), token_reduction=token_reduction).logits
-    upsampling = float(np.median([_upsampling_time(logits, image_size, stopwatch) for _ in range(3)]))
+    runs_policy = _policy(model) is not None
+    count = multiply_adds if is_own else count_multiply_adds
+    costs = {kind: batch_size * count(model, image_size, value, runs_policy) for kind, value in reductions.items()}
+    upsampling = 0.0
+    if is_own:
+        logits = model(**_inputs(model, shape, generator), token_reduction=token_reduction).logits
+        upsampling = float(np.median([_upsampling_time(logits, image_size, stopwatch) for _ in range(3)]))
     result = _summary(runs, part_runs, upsampling, costs["plain"] / costs["cts"])
     for kind in reductions:
         result[kind] |= {
@@ -244,21 +269,31 @@ def _summary(
     }
 
 
-def _inputs(
-    model: CtsForSemanticSegmentation, shape: tuple[int, ...], generator: torch.Generator
-) -> dict[str, torch.Tensor]:
+def _policy(model: Model) -> CtsPolicyModel | None:
+    return model.cts.policy if isinstance(model, CtsForSemanticSegmentation) else model.token_sharing.policy
+
+
+def _inputs(model: Model, shape: tuple[int, ...], generator: torch.Generator) -> dict[str, torch.Tensor]:
     options = {"device": model.device, "generator": generator}
     inputs = {"pixel_values": torch.randn(shape, dtype=model.dtype, **options)}
-    if model.cts.policy is None:
-        grid = PatchGrid(shape[2:], model.config.patch_size)
-        inputs["superpatch_scores"] = torch.rand(shape[0], *grid.shape(2), **options)
+    if not isinstance(model, CtsForSemanticSegmentation):
+        if _policy(model) is None:
+            inputs["superpatch_scores"] = torch.rand(shape[0], *scores_shape(model, shape[2:]), **options)
+        return {**inputs, **call_options(model)}
+    if _policy(model) is None:
+        grid = PatchGrid.of_config(model.config, shape[2:])
+        scores = (torch.rand(shape[0], *grid.shape(level), **options) for level in grid.levels)
+        inputs["superpatch_scores"] = tuple(scores)
     return inputs
 
 
-def build_model(arguments: BenchmarkArguments) -> CtsForSemanticSegmentation:
+def build_model(arguments: BenchmarkArguments) -> Model:
     """The model to measure: a checkpoint, or random weights; ready for inference, batch normalizations folded."""
     torch.manual_seed(0)
-    if arguments.preset is not None:
+    if arguments.preset in EXISTING_PRESETS or (arguments.model is not None and not is_own_model(arguments.model)):
+        reduction = (arguments.token_reduction or [0.3])[0]
+        model = build_existing(arguments.preset, arguments.model, reduction, not arguments.given_scores)
+    elif arguments.preset is not None:
         model = CtsForSemanticSegmentation(PRESETS[arguments.preset].config())
     elif Path(arguments.model).is_dir() and not _has_weights(Path(arguments.model)):
         model = CtsForSemanticSegmentation(load_config(arguments.model))
@@ -266,8 +301,12 @@ def build_model(arguments: BenchmarkArguments) -> CtsForSemanticSegmentation:
         model = load_segmenter(arguments.model)
     model.set_attn_implementation(arguments.attn_implementation)
     model = model.to(arguments.device, getattr(torch, arguments.dtype)).eval()
-    if model.cts.policy is not None:
-        model.cts.policy.fuse_batch_norm()
+    if arguments.given_scores and isinstance(model, CtsForSemanticSegmentation):
+        model.cts.policy = None
+    elif arguments.given_scores:
+        model.token_sharing.policy = None
+    if (policy := _policy(model)) is not None:
+        policy.fuse_batch_norm()
     return model
 
 
@@ -311,11 +350,15 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
         `dict`: The `setup`, all `rows` as [`measure`] gives them, and the first row's results once more.
     """
     model = build_model(arguments)
-    own_batch_size = PRESETS[arguments.preset].batch_size if arguments.preset is not None else 1
+    own_batch_size = PRESETS[arguments.preset].batch_size if arguments.preset in PRESETS else 1
+    if isinstance(model, CtsForSemanticSegmentation):
+        own_size, own_reduction = model.config.image_height_and_width, model.config.token_reduction
+    else:
+        own_size, own_reduction = image_size_of(model), model.token_sharing.token_reduction
     rows = [
         measure(model, token_reduction, size, batch_size, arguments.rounds, arguments.compile)
-        for size in [(side, side) for side in arguments.image_size] or [model.config.image_height_and_width]
-        for token_reduction in arguments.token_reduction or [model.config.token_reduction]
+        for size in [(side, side) for side in arguments.image_size] or [own_size]
+        for token_reduction in arguments.token_reduction or [own_reduction]
         for batch_size in arguments.batch_size or [own_batch_size]
     ]
     name = arguments.preset or arguments.model

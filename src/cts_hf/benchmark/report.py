@@ -8,6 +8,7 @@ from ..evaluation.tables import format_table
 
 
 PARTS = ("policy", "embedding_and_sharing", "encoder", "decoder", "unsharing", "upsampling")
+_DRAWN = (*PARTS, "forward")  # of a model of transformers, which is a single part
 
 
 def format_report(report: dict[str, Any]) -> str:
@@ -19,17 +20,21 @@ def format_report(report: dict[str, Any]) -> str:
         f"{setup['transformers']}, Python {setup['python']}",
         "",
         format_table(_CASE_TITLES, [_case_cells(row) for row in report["rows"]]),
-        "",
-        "Milliseconds by part, plain / CTS (upsampling to the size of the image follows the forward)",
-        "",
-        format_table(("size", "reduction", "batch", *PARTS), [_part_cells(row) for row in report["rows"]]),
     ]
+    if "encoder" in report["rows"][0]["parts"]:
+        lines += [
+            "",
+            "Milliseconds by part, plain / CTS (upsampling to the size of the image follows the forward)",
+            "",
+            format_table(("size", "reduction", "batch", *PARTS), [_part_cells(row) for row in report["rows"]]),
+        ]
     for row in report["rows"]:
         lines += [
             "",
             f"{_case_name(row)}: ratio {row['ratio']:.2f} (quartiles {row['ratio_quartiles'][0]:.2f} to "
             f"{row['ratio_quartiles'][1]:.2f}, {row['rounds']} rounds), bound by multiply-adds {row['bound']:.2f}, "
-            f"{100 * row['reached']:.0f} % of it reached; with upsampling {row['ratio_with_upsampling']:.2f}",
+            f"{100 * row['reached']:.0f} % of it reached"
+            + (f"; with upsampling {row['ratio_with_upsampling']:.2f}" if row["parts"]["upsampling"] else ""),
         ]
     return "\n".join(lines)
 
@@ -81,18 +86,18 @@ def plot_report(report: dict[str, Any], path: str) -> None:
     ratio_axes.set_yticks(range(len(rows)), names)
     ratio_axes.set_xlabel("plain / CTS time (black: quartiles, red: bound by multiply-adds)")
 
-    colors = [f"C{index}" for index in range(len(PARTS))]
+    colors = [f"C{index}" for index in range(len(_DRAWN))]
     for index, row in enumerate(rows):
         for offset, key in ((-0.2, "plain_parts"), (0.2, "parts")):
             left = 0.0
-            for part, color in zip(PARTS, colors, strict=True):
+            for part, color in zip(_DRAWN, colors, strict=True):
                 time = row[key].get(part, 0.0)
                 label = part.replace("_", " ") if (index, key) == (0, "parts") else None
                 part_axes.barh(index + offset, time, left=left, height=0.35, color=color, label=label)
                 left += time
     part_axes.set_yticks([])
     part_axes.set_xlabel("milliseconds per batch (above: plain, below: CTS)")
-    figure.legend(loc="outside lower center", ncols=len(PARTS), fontsize="small")
+    figure.legend(loc="outside lower center", ncols=len(_DRAWN), fontsize="small")
     for axes in (ratio_axes, part_axes):
         axes.invert_yaxis()
     figure.suptitle(f"{report['name']} on {report['setup']['device']}", parse_math=False)  # a name may hold dollars

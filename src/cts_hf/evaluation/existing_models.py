@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
 )
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file
 
 from ..existing.apply import TokenSharing, apply_cts, remove_cts
-from ..existing.saving import load_existing
-from ..hub.loading import load_policy_folder, load_processor, load_segmenter, read_config
+from ..existing.saving import load_cts
+from ..hub.loading import is_own_model, load_complete, load_policy_folder, load_processor, load_segmenter, read_config
 from ..hub.normalization import Normalization, processor_normalization
 from ..hub.problems import first_line
+from ..hub.sharing_folder import OPTIONS_FILE, SHARING, model_class
 from ..model.configuration_cts import CtsConfig
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_encoders import find_encoder, patch_projection
@@ -52,6 +52,11 @@ class ExistingConfig:
     patch_size: int
     superpatch_levels: tuple[int, ...] = (2,)
     sharing_threshold: None = None
+
+    @property
+    def backbone_config(self) -> PreTrainedConfig:
+        """Not None, as images are not padded."""
+        return self.upstream
 
     @property
     def superpatch_size(self) -> int:
@@ -192,16 +197,6 @@ def as_segmenter(
     return model
 
 
-def is_existing(source: str | Path) -> bool:
-    """
-    Whether a folder or repository holds a model of transformers, and not one of this package.
-
-    Raises:
-        FileNotFoundError, ValueError: If there is no such folder or repository, or its config.json cannot be read.
-    """
-    return read_config(source).get("model_type") in CONFIG_MAPPING_NAMES
-
-
 def load_any(source: str | Path, policy: str | Path | None = None) -> tuple[Segmenter, BaseImageProcessor]:
     """
     Opens a segmentation model, of this package or of transformers, and its image processor.
@@ -218,26 +213,37 @@ def load_any(source: str | Path, policy: str | Path | None = None) -> tuple[Segm
     Raises:
         FileNotFoundError, ValueError: If one of them is missing, incomplete, of another kind, or does not fit.
     """
-    if not is_existing(source):
+    if is_own_model(source):
         model, processor = load_segmenter(source), load_processor(source)
         if policy is not None:
             model.set_policy(load_policy_folder(policy).eval())
         return model, processor
     try:
-        processor = AutoImageProcessor.from_pretrained(source)
+        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{source} must hold the image processor of its model, got none that can be read ({first_line(error)}): "
             "save it there with its `save_pretrained`."
         ) from error
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    model = load_existing(source)
-    if (sharing := getattr(model, "token_sharing", None)) is None:
+    if _is_written_by_save_cts(source):
+        model = load_cts(source)
+        if policy is not None:
+            token_reduction = model.token_sharing.token_reduction
+            apply_cts(remove_cts(model), policy, token_reduction, image_mean=mean, image_std=std)
+    else:
+        model = load_complete(model_class(read_config(source), source), source)
         budget = {} if policy is not None else {"token_reduction": 0.0}
         apply_cts(model, policy, image_mean=mean, image_std=std, **budget)
-    elif policy is not None:
-        apply_cts(remove_cts(model), policy, sharing.token_reduction, image_mean=mean, image_std=std)
     return ExistingSegmenter(model, processor), processor
+
+
+def _is_written_by_save_cts(source: str | Path) -> bool:
+    try:
+        cached_file(source, f"{SHARING}/{OPTIONS_FILE}")
+    except OSError:
+        return False
+    return True
 
 
 def _check_model(model: PreTrainedModel) -> None:
@@ -281,4 +287,4 @@ def _check_processor(processor: BaseImageProcessor, sharing: TokenSharing) -> No
         )
 
 
-__all__ = ["LOGITS", "ExistingSegmenter", "Segmenter", "as_segmenter", "is_existing", "load_any"]
+__all__ = ["LOGITS", "ExistingSegmenter", "Segmenter", "as_segmenter", "load_any"]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
+from ..model.image_processing_label_maps_cts import upsampled_argmax
 from ..model.modeling_cts_targets import IGNORED_TARGET
 from .mean_iou import MeanIoU
 
@@ -68,13 +68,7 @@ def preprocess_logits_for_metrics(logits: Tensor | tuple[Tensor, ...], labels: T
         (B, H, W) int64, of logits resized bilinearly to the labels' size.
     """
     logits = logits[0] if isinstance(logits, tuple) else logits
-    # One image at a time: full-resolution logits of a batch can be larger than the model's own activations.
-    return torch.cat(
-        [
-            interpolate(image[None].float(), size=labels.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
-            for image in logits
-        ]
-    )
+    return torch.stack([upsampled_argmax(image.float(), labels.shape[-2:]) for image in logits])
 
 
 class PolicyMetrics:

@@ -3,7 +3,7 @@
 """Token sharing in the vision transformers of transformers."""
 
 from .apply import TokenSharing, apply_cts, remove_cts
-from .backbone import CtsBackbone, CtsBackboneConfig, backbone_key_mapping
+from .backbone import CtsBackbone, CtsBackboneConfig
 from .saving import load_cts, save_cts
 
 
@@ -12,7 +12,6 @@ __all__ = [
     "CtsBackboneConfig",
     "TokenSharing",
     "apply_cts",
-    "backbone_key_mapping",
     "load_cts",
     "remove_cts",
     "save_cts",

@@ -96,7 +96,7 @@ class TokenSharing(nn.Module):
         """
         shape = (images.shape[0], grid[0] // 2, grid[1] // 2)
         if superpatch_scores is not None:
-            check_scores(superpatch_scores, [shape], levels=(2,))
+            (superpatch_scores,) = check_scores(superpatch_scores, [shape], levels=(2,))
         # An odd last row or column lies in no superpatch.
         num_shared = min(num_shared_superpatches(token_reduction, grid[0] * grid[1]), shape[1] * shape[2])
         if num_shared == 0:
@@ -117,6 +117,8 @@ class TokenSharing(nn.Module):
         grid = PatchGrid.of_images(images, None, size // 2)
         images = renormalize(images, grid, self)
         logits = self.policy(images.to(self.policy.head.weight.device), return_dict=True).logits
+        if isinstance(logits, tuple):  # of several levels, and padded to whole superpatches of the last
+            logits = logits[0][:, :, : shape[1], : shape[2]]
         scores = logits[:, 1] - logits[:, 0]
         check_policy_scores(scores, images, self.policy)
         return scores
@@ -208,7 +210,7 @@ def apply_cts(
             f"`model` must not share tokens yet, got a {type(model).__name__} that `apply_cts` has changed before: "
             "undo that with `remove_cts`."
         )
-    token_reduction = check_number(token_reduction)
+    token_reduction = _check_number(token_reduction)
     adapter, embeddings = find_encoder(model)
     projection = patch_projection(embeddings)
     default = adapter.normalization if projection.in_channels == 3 else (0.5, 0.5)
@@ -218,7 +220,7 @@ def apply_cts(
         for name, value in (("image_mean", mean), ("image_std", std))
     )
     if policy is not None:
-        policy = prepare_policy(policy, projection)
+        policy = _prepare_policy(policy, projection)
 
     handles = install_hooks(model)  # may refuse, and so comes before anything is changed
     sharing = model.token_sharing = TokenSharing(policy, token_reduction, mean, std)
@@ -252,7 +254,7 @@ def remove_cts(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def prepare_policy(policy: CtsPolicyModel | str | Path, projection: nn.Conv2d) -> CtsPolicyModel:
+def _prepare_policy(policy: CtsPolicyModel | str | Path, projection: nn.Conv2d) -> CtsPolicyModel:
     if isinstance(policy, str | Path):
         policy = load_policy_folder(policy)
     # By name: with remote code, the class of a policy can be a copy.
@@ -277,7 +279,7 @@ def prepare_policy(policy: CtsPolicyModel | str | Path, projection: nn.Conv2d) -
     return policy.to(device=device, dtype=weight.dtype).requires_grad_(False).eval()
 
 
-def check_number(token_reduction: float) -> float:
+def _check_number(token_reduction: float) -> float:
     """Refuses what is no fraction for all images; budgets of each need attention masks, which these models lack."""
     token_reduction = check_reductions(token_reduction)
     return token_reduction[0] if isinstance(token_reduction, tuple) else token_reduction
@@ -287,7 +289,7 @@ def _before_model(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) 
     kwargs = dict(kwargs)
     sharing = module.token_sharing
     token_reduction, scores = kwargs.pop("token_reduction", None), kwargs.pop("superpatch_scores", None)
-    token_reduction = sharing.token_reduction if token_reduction is None else check_number(token_reduction)
+    token_reduction = sharing.token_reduction if token_reduction is None else _check_number(token_reduction)
     returns_dict = kwargs.get("return_dict")
     if not (module.config.return_dict if returns_dict is None else returns_dict):
         raise ValueError(
@@ -296,7 +298,7 @@ def _before_model(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) 
         )
     if token_reduction > 0:
         _refuse_patch_masks(module, args, kwargs)
-    if module.training and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         keep_call_in_checkpoints(module)
     call = SharingCall(module, token_reduction, scores)
     call.token = begin_call(call)
@@ -333,4 +335,4 @@ def _do_not_miss(module: nn.Module, incompatible_keys: Any) -> None:
     names[:] = [name for name in names if not name.startswith(f"{_NAME}.") and f".{_NAME}." not in name]
 
 
-__all__ = ["SharingCall", "TokenSharing", "apply_cts", "check_number", "prepare_policy", "remove_cts"]
+__all__ = ["TokenSharing", "apply_cts", "remove_cts"]

@@ -19,11 +19,13 @@ def find_normalization(
 ) -> tuple[Channels, Channels]:
     """
     Mean and standard deviation of a model's images: those that are given, else those of the image processor that lies
-    where the model was loaded from, else the default. Nothing is downloaded.
+    where the model was loaded from, 0 and 1 if it does not normalize, else the default. Nothing is downloaded.
     """
     if image_mean is None or image_std is None:
         known = _processor_options(model.config._name_or_path)
-        if known.get("do_normalize", True) and "image_mean" in known and "image_std" in known:
+        if known.get("do_normalize") is False:
+            default = (0.0, 1.0)
+        elif known.get("image_mean") is not None and known.get("image_std") is not None:
             default = (known["image_mean"], known["image_std"])
     return default[0] if image_mean is None else image_mean, default[1] if image_std is None else image_std
 

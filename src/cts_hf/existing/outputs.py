@@ -70,7 +70,10 @@ def with_sharing(
 
 def prepare_output(model: PreTrainedModel) -> None:
     """Makes the class of a model's outputs before it is compiled, as classes cannot be made in a graph."""
-    annotation = typing.get_type_hints(inspect.unwrap(type(model).forward)).get("return")
+    try:
+        annotation = typing.get_type_hints(inspect.unwrap(type(model).forward)).get("return")
+    except (NameError, AttributeError, TypeError):
+        return  # annotations of a user's model may name what only type checkers import
     for kind in (annotation, *typing.get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, ModelOutput):
             sharing_output(kind)

@@ -18,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import PILImageResampling
+from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME, logging
 
 from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
@@ -72,7 +73,7 @@ def load_segmenter(source: str | Path, *, ignore: tuple[str, ...] = (), **option
             left over, misshaped, unreadable or not finite; it names them.
     """
     _load_config(CtsConfig, source, options)
-    model = _load_complete(CtsForSemanticSegmentation, source, ignore, **options)
+    model = load_complete(CtsForSemanticSegmentation, source, ignore, **options)
     _complete_normalization(model.config, source, options)
     return model
 
@@ -89,7 +90,7 @@ def load_policy_folder(source: str | Path, **options: Any) -> CtsPolicyModel:
         FileNotFoundError, ValueError: As [`load_segmenter`], for instance for a whole segmentation model.
     """
     _load_config(CtsPolicyConfig, source, options)
-    return _load_complete(CtsPolicyModel, source, **options)
+    return load_complete(CtsPolicyModel, source, **options)
 
 
 def load_config(source: str | Path) -> CtsConfig:
@@ -128,23 +129,28 @@ def load_processor(source: str | Path) -> CtsImageProcessor:
             f"model was trained with there, such as `CtsImageProcessor(size={{'shortest_edge': 512}})"
             f".save_pretrained({str(source)!r})`."
         )
-    with _reading(source, PROCESSOR_FILE):
+    with reading(source, PROCESSOR_FILE):
         options, _ = CtsImageProcessor.get_image_processor_dict(source)
-        _require_mapping(options)
+        require_mapping(options)
     kind = options.get("image_processor_type", _OWN_PROCESSORS[0])
     if kind not in _OWN_PROCESSORS:
         raise ValueError(
             f"The image processor in {source} must be a {_OWN_PROCESSORS[0]}, got a {kind}: save the one that the "
             "model was trained with there."
         )
-    with _reading(source, PROCESSOR_FILE):
+    with reading(source, PROCESSOR_FILE):
         processor = CtsImageProcessor.from_pretrained(source)
         _check_numbers(processor)
     if _records_normalization(read_config(source)):
-        with _reading(source, "config.json"):
+        with reading(source, "config.json"):
             config = AutoConfig.from_pretrained(source)
         check_normalization(config, processor)
     return processor
+
+
+def is_own_model(source: str | Path) -> bool:
+    """Whether a folder or repository holds a Segmenter of this package, and no model of transformers."""
+    return read_config(source).get("model_type") in (CtsConfig.model_type, CtsPolicyConfig.model_type)
 
 
 def check_model_folder(folder: str | Path) -> None:
@@ -159,7 +165,7 @@ def check_model_folder(folder: str | Path) -> None:
         load_policy_folder(folder)
     elif config.get("architectures") == [CtsModel.__name__]:
         _load_config(CtsConfig, folder)
-        _load_complete(CtsModel, folder)
+        load_complete(CtsModel, folder)
     else:
         load_segmenter(folder)
     load_processor(folder)
@@ -186,8 +192,11 @@ def check_finite(model: PreTrainedModel, source: str | Path) -> None:
 def describe_not_finite(model: PreTrainedModel) -> str | None:
     """Which weights of a model, buffers included, hold NaN or infinity, in words; `None` if they are all finite."""
     state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
-    # One transfer from the device for all of them.
-    is_finite = torch.stack([value.isfinite().all() for value in state.values()]).tolist()
+    # Weights that are offloaded to the disk are read from there.
+    values = (load_offloaded_parameter(model, name) if value.is_meta else value for name, value in state.items())
+    flags = [value.isfinite().all() for value in values]
+    # One transfer from the device for all of them, where the model has only one.
+    is_finite = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist()
     names = [name for name, finite in zip(state, is_finite, strict=True) if not finite]
     if not names:
         return None
@@ -216,7 +225,7 @@ def _complete_normalization(config: CtsConfig, source: str | Path, options: Mapp
     if _records_normalization({**read_config(source, options), **options}):
         return
     try:
-        processor = CtsImageProcessor.from_pretrained(source, **_place(options))
+        processor = CtsImageProcessor.from_pretrained(source, **place_options(options))
     except (OSError, *_MALFORMED):
         return  # `load_processor` says what is wrong with it
     normalization = processor_normalization(processor, config.num_channels)
@@ -233,7 +242,11 @@ def _records_normalization(config: Mapping[str, Any]) -> bool:
     return any(name in config for name in Normalization._fields)
 
 
-def _load_complete(kind: type[Model], source: str | Path, ignore: tuple[str, ...] = (), **options: Any) -> Model:
+def load_complete(kind: type[Model], source: str | Path, ignore: tuple[str, ...] = (), **options: Any) -> Model:
+    """
+    Opens a model of a class, complete and with finite weights. The arguments and errors are those of
+    [`load_segmenter`].
+    """
     _check_shards(Path(source) / options.get("subfolder", ""))
     try:
         model, info = kind.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
@@ -249,8 +262,8 @@ def _load_complete(kind: type[Model], source: str | Path, ignore: tuple[str, ...
         ) from error
     if problems := loading_problems(info, ignore):
         raise ValueError(
-            f"The weights in {source} do not fit the {_describe(kind.config_class.model_type)} that its config.json "
-            f"describes. {problems}. Save it again, weights and config.json together, or train it again."
+            f"The weights in {source} do not fit the {kind.__name__} that its config.json describes. {problems}. Save "
+            "it again, weights and config.json together, or train it again."
         )
     check_finite(model, source)
     return model
@@ -261,11 +274,11 @@ def _check_shards(folder: Path) -> None:
     for path in (folder / SAFE_WEIGHTS_INDEX_NAME, folder / WEIGHTS_INDEX_NAME):
         if not path.is_file():
             continue
-        with _reading(folder, path.name):
+        with reading(folder, path.name):
             index = json.loads(path.read_text(encoding="utf-8"))
-            _require_mapping(index)
+            require_mapping(index)
             for name in ("weight_map", "metadata"):
-                _require_mapping(index.get(name), f"its `{name}`")
+                require_mapping(index.get(name), f"its `{name}`")
             for shard in index["weight_map"].values():
                 if PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts:
                     raise ValueError(f"it must name files in this folder, got {shard!r}")
@@ -289,8 +302,8 @@ def _load_config(
     """The configuration in a folder or repository; refuses one of another model type."""
     found, expected = read_config(source, options).get("model_type"), kind.model_type
     if found == expected:
-        with _reading(source, "config.json"):
-            return kind.from_pretrained(source, **_place(options))
+        with reading(source, "config.json"):
+            return kind.from_pretrained(source, **place_options(options))
     if (found, expected) == (CtsConfig.model_type, CtsPolicyConfig.model_type):
         raise ValueError(
             f"{source} must hold a policy, got a whole segmentation model: give the folder of its policy "
@@ -310,17 +323,8 @@ def _load_config(
 
 
 def read_config(source: str | Path, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """
-    What config.json of any model says, as it is written there.
-
-    Args:
-        source (`str` or `Path`): Folder, or id of a repository on the Hub.
-        options: As for `from_pretrained`; those that say where a repository is count.
-
-    Raises:
-        FileNotFoundError, ValueError: If there is none, or it cannot be read.
-    """
-    place = _place(options)
+    """The content of `config.json` in a folder or repository, where options for `from_pretrained` say."""
+    place = place_options(options)
     _require_folder_or_id(source)
     folder = Path(source)
     if folder.is_dir() and not (folder / place.get("subfolder", "") / "config.json").is_file():
@@ -328,17 +332,19 @@ def read_config(source: str | Path, options: Mapping[str, Any] | None = None) ->
             f"{source} has no config.json: it must be the folder of a model, as training, conversion or "
             "`save_pretrained` write it. Checkpoints of others are converted by examples/convert_checkpoint.py."
         )
-    with _reading(source, "config.json"):
+    with reading(source, "config.json"):
         config, _ = PreTrainedConfig.get_config_dict(source, **place)
-        _require_mapping(config)
+        require_mapping(config)
     return config
 
 
-def _place(options: Mapping[str, Any] | None) -> dict[str, Any]:
+def place_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Those of the options for `from_pretrained` that say where a repository is and which of its files are meant."""
     return {name: value for name, value in (options or {}).items() if name in _PLACE}
 
 
-def _require_mapping(value: Any, name: str = "it") -> None:
+def require_mapping(value: Any, name: str = "it") -> None:
+    """Refuses what JSON does not write as a mapping."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} must be a JSON mapping, got a {type(value).__name__}")
 
@@ -354,7 +360,7 @@ def _require_folder_or_id(source: str | Path) -> None:
 
 
 @contextmanager
-def _reading(source: str | Path, name: str) -> Iterator[None]:
+def reading(source: str | Path, name: str) -> Iterator[None]:
     """Names the file and where it lies in the error of whoever reads it."""
     try:
         yield
@@ -378,10 +384,15 @@ __all__ = [
     "check_finite",
     "check_model_folder",
     "describe_not_finite",
+    "is_own_model",
+    "load_complete",
     "load_config",
     "load_policy_folder",
     "load_processor",
     "load_segmenter",
     "loading_problems",
+    "place_options",
     "read_config",
+    "reading",
+    "require_mapping",
 ]

@@ -1,24 +1,31 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
 """
-A model on the Hugging Face Hub: its weights, image processor, card and code, and nothing else. What is uploaded is
-chosen by name, so that checkpoints, logs and whatever else lies in a folder stay at home.
+A model on the Hugging Face Hub: its weights, image processor, card and code, and for a model of transformers that
+shares tokens its policy, and nothing else. What is uploaded is chosen by name, so that checkpoints, logs and whatever
+else lies in a folder stay at home.
 """
 
 import re
 import tempfile
 from dataclasses import dataclass
-from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from .loading import check_model_folder
 from .model_card import model_card
+from .sharing_folder import (
+    OPTIONS_FILE,
+    SHARING,
+    check_sharing_folder,
+    is_sharing_folder,
+    shares_tokens,
+    write_sharing_model,
+)
 
 
 WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
@@ -29,6 +36,8 @@ CODE_FILES = (
     "image_processing*_cts.py",
     "modeling_cts*.py",
 )
+# What lies in the subfolder of a model of transformers that shares tokens, as paths in the folder.
+SHARING_FILES = tuple(f"{SHARING}/{name}" for name in (OPTIONS_FILE, "config.json", *WEIGHT_FILES, *CODE_FILES))
 _PUBLISHED = (
     *WEIGHT_FILES,
     "config.json",
@@ -51,8 +60,8 @@ class Upload:
 
     Attributes:
         repo_id: repository on the Hub.
-        files: names of the files, all directly in the folder.
-        left_out: names of what else lies in the folder.
+        files: paths of the files in the folder, POSIX.
+        left_out: paths of what else lies in the folder; a folder's ends in `/`.
         url: address of the repository; `None` if nothing was uploaded.
     """
 
@@ -71,7 +80,7 @@ class Upload:
 
 def publish(
     model: PreTrainedModel,
-    processor: CtsImageProcessingMixin,
+    processor: BaseImageProcessor,
     repo_id: str,
     *,
     metrics: dict[str, float] | None = None,
@@ -85,7 +94,8 @@ def publish(
     Uploads a model, its image processor, a card and the code that loads them without this package.
 
     Args:
-        model: [`CtsForSemanticSegmentation`], [`CtsModel`] or [`CtsPolicyModel`].
+        model: [`CtsForSemanticSegmentation`], [`CtsModel`] or [`CtsPolicyModel`], or one of transformers that
+            [`apply_cts`] has changed.
         processor: its image processor, of either backend.
         repo_id: `"owner/name"`, or `"name"` of your own; created if it is not there.
         metrics: for the card, fractions of 1.
@@ -104,7 +114,10 @@ def publish(
     _check_repo_id(repo_id)
     name = repo_id.rpartition("/")[2]
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        if shares_tokens(model):
+            write_sharing_model(model, folder)
+        else:
+            model.save_pretrained(folder)
         processor.save_pretrained(folder)
         text = card or model_card(model, metrics or {}, title=name, name=repo_id, has_recipe=False)
         (Path(folder) / "README.md").write_text(text, encoding="utf-8")
@@ -125,7 +138,7 @@ def upload_folder(
     pictures, in one commit. The arguments are those of [`publish`].
 
     Args:
-        folder: what training, conversion or `save_pretrained` wrote.
+        folder: what training, conversion, `save_pretrained` or `save_cts` wrote.
         repo_id: the folder's name by default.
 
     Raises:
@@ -142,7 +155,7 @@ def upload_folder(
     repo_id = folder.resolve().name if repo_id is None else repo_id
     _check_repo_id(repo_id)
     files = _files_to_upload(folder)
-    left_out = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in files)
+    left_out = _left_out(folder, files)
     _check(folder, files)
     if dry_run:
         return Upload(repo_id, files, left_out)
@@ -167,20 +180,31 @@ def _check_repo_id(repo_id: str) -> None:
 
 
 def _files_to_upload(folder: Path) -> list[str]:
-    """Names of the folder's own files that belong to a model; links that lead elsewhere do not count."""
+    """Paths of the folder's own files that belong to a model; links that lead elsewhere do not count."""
+    patterns = [*_PUBLISHED, *(SHARING_FILES if is_sharing_folder(folder) else [])]
     root = folder.resolve()
-    return sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_file()
-        and path.resolve().parent == root
-        and any(fnmatch(path.name, pattern) for pattern in _PUBLISHED)
-    )
+    found = {
+        path.relative_to(folder).as_posix()
+        for pattern in patterns
+        for path in folder.glob(pattern)
+        if path.is_file() and path.resolve().parent == root / PurePosixPath(pattern).parent
+    }
+    return sorted(found)
+
+
+def _left_out(folder: Path, files: list[str]) -> list[str]:
+    """What else lies in the folders that files are taken from."""
+    parents = {PurePosixPath(name).parent.as_posix() for name in files}
+    there = {path.relative_to(folder).as_posix(): path for parent in parents for path in (folder / parent).iterdir()}
+    return sorted(name + "/" * path.is_dir() for name, path in there.items() if name not in {*files, *parents})
 
 
 def _check(folder: Path, files: list[str]) -> None:
-    missing = [name for name in _REQUIRED if name not in files]
-    if not any(name.endswith(".safetensors") for name in files):
+    required = [*_REQUIRED]
+    if is_sharing_folder(folder):  # of its policy, nothing may be left out, as a link would be
+        required += [path.relative_to(folder).as_posix() for name in SHARING_FILES for path in folder.glob(name)]
+    missing = sorted(set(required) - set(files))
+    if not any(name.endswith(".safetensors") and "/" not in name for name in files):
         missing.append("model.safetensors")
     if missing:
         raise ValueError(
@@ -192,7 +216,10 @@ def _check(folder: Path, files: list[str]) -> None:
             raise ValueError(
                 f"{folder / name} must hold no token of the Hub, got what looks like one: remove it, and revoke it."
             )
-    check_model_folder(folder)
+    if is_sharing_folder(folder):
+        check_sharing_folder(folder)
+    else:
+        check_model_folder(folder)
 
 
 __all__ = ["Upload", "publish", "upload_folder"]

@@ -32,7 +32,8 @@ from .image_processing_inputs_cts import (
     open_wide_picture,
     white_level,
 )
-from .image_processing_maps_cts import IGNORE_INDEX, reduce_labels, resize_labels, upsample, upsampled_argmax
+from .image_processing_label_maps_cts import upsampled_argmax
+from .image_processing_maps_cts import IGNORE_INDEX, reduce_labels, resize_labels, upsample
 
 
 # The options that say which values images have.
@@ -244,11 +245,12 @@ class CtsImageProcessingMixin:
                     f"`outputs.logits` must be numbers, got NaN for image {i}: look for NaN in the image and in the "
                     "weights of the model, and if there is none, run it in a dtype of larger range, such as bfloat16."
                 )
+            segmentation = logits.argmax(0) if target_sizes is None else upsampled_argmax(logits, target_sizes[i])
             if not return_segmentation_scores:
-                results.append(logits.argmax(0) if target_sizes is None else upsampled_argmax(logits, target_sizes[i]))
+                results.append(segmentation)
                 continue
             scores = logits if target_sizes is None else upsample(logits, target_sizes[i])
-            data = {"segmentation": scores.argmax(0), "segmentation_scores": scores}
+            data = {"segmentation": segmentation, "segmentation_scores": scores}
             results.append(SemanticSegmentationPostProcessorOutput(data=data))
         return results
 

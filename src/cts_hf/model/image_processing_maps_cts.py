@@ -20,41 +20,6 @@ import torch.nn.functional as F
 IGNORE_INDEX = 255  # label of pixels that belong to no class, and of padding
 
 
-def upsampled_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """
-    Class of each pixel: bilinearly upsampled logits' argmax, without ever holding the upsampled logits of all classes.
-
-    Gives exactly the map that `F.interpolate(logits[None].contiguous(), size, mode="bilinear",
-    align_corners=False)[0].argmax(0)` gives, ties included, in the memory of a few classes and in less time.
-
-    Args:
-        logits (`torch.Tensor` of shape `(num_labels, height, width)`): scores of floating-point type.
-        size (`tuple[int, int]`): height and width of the map, in pixels.
-
-    Returns:
-        `torch.LongTensor` of shape `size`, class ids in `[0, num_labels)`.
-    """
-    num_labels, num_pixels = logits.shape[0], size[0] * size[1]
-    # So few classes stay in the processor's cache between interpolation and maximum; small maps take more at a time.
-    chunk_size = max(16, 2**20 // num_pixels // 64 * 64)
-    starts = [index * chunk_size for index in range(max(num_labels // chunk_size, 1))]
-    segmentation = best = None
-    # PyTorch may interpolate vectors of classes, and rounds the rest, or very few classes, differently: chunks are
-    # whole vectors, and what is left over goes with the last one.
-    for start, end in zip(starts, [*starts[1:], num_labels], strict=True):
-        scores, classes = upsample(logits[start:end], size).max(dim=0)  # (height, width)
-        classes += start
-        if best is None:
-            segmentation, best = classes, scores
-        else:
-            # Strictly better, so that the first of equal classes stays, as in argmax.
-            segmentation = torch.where(scores > best, classes, segmentation)
-            best = torch.maximum(best, scores)
-    if best.isnan().any():
-        return upsample(logits, size).argmax(dim=0)  # to argmax NaN is the largest; the comparison above skips it
-    return segmentation
-
-
 def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """
     Bilinear interpolation (align_corners=False) of the logits of one image.
@@ -103,4 +68,4 @@ def reduce_labels(labels: torch.Tensor) -> torch.Tensor:
     return torch.where(ignored, IGNORE_INDEX, labels - 1)
 
 
-__all__ = ["IGNORE_INDEX", "reduce_labels", "resize_labels", "upsample", "upsampled_argmax"]
+__all__ = ["IGNORE_INDEX", "reduce_labels", "resize_labels", "upsample"]

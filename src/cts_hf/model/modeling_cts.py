@@ -188,12 +188,12 @@ class CtsModel(CtsPreTrainedModel):
                 compiled graphs not at all.
         """
         check_images(pixel_values, self.config.num_channels, self.config.superpatch_size)
-        patch_size, levels = self.config.patch_size, self.config.superpatch_levels
         if self.backbone is None:
-            grid = PatchGrid.of_images(pixel_values, pixel_mask, patch_size, levels)
+            levels = self.config.superpatch_levels
+            grid = PatchGrid.of_images(pixel_values, pixel_mask, self.config.patch_size, levels)
         else:
             refuse_padding(pixel_mask)
-            grid = PatchGrid(tuple(pixel_values.shape[2:]), patch_size, levels, pads=False)
+            grid = PatchGrid.of_config(self.config, pixel_values.shape[2:])
         pixel_values = grid.blank(pixel_values)  # whatever the padding was
         sharing = (superpatch_scores, token_reduction, sharing_threshold)
         layout, policy_logits = choose_layout(pixel_values, grid, self.config, self.policy, *sharing)
@@ -301,9 +301,8 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
             sharing_threshold=sharing_threshold,
             **{**kwargs, "layer_indices": decode_head.layer_indices, "return_dict": True},
         )
-        layout, levels = outputs.token_layout, self.config.superpatch_levels
-        pads = self.cts.backbone is None
-        grid = PatchGrid(tuple(pixel_values.shape[2:]), self.config.patch_size, levels, outputs.image_sizes, pads)
+        layout = outputs.token_layout
+        grid = PatchGrid.of_config(self.config, pixel_values.shape[2:], outputs.image_sizes)
         hidden_states = [
             states[:, -layout.token_source.shape[1] :]
             for states in (*(outputs.layer_outputs or ()), outputs.last_hidden_state)
@@ -312,7 +311,7 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         mask = layout.token_mask
         if decode_head.takes_maps:
             hidden_states = [unshare_to_map(states, layout, grid).contiguous() for states in hidden_states]
-            mask = grid.mask(levels[0])
+            mask = grid.mask(grid.levels[0])
         all_logits = decode_head(hidden_states, mask, with_auxiliary, **kwargs)
         if not isinstance(all_logits, list | tuple):
             raise TypeError(

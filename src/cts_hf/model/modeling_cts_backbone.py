@@ -75,7 +75,7 @@ def encode(
     if output_hidden_states is None:
         output_hidden_states = backbone.config.output_hidden_states
     kwargs.update(output_hidden_states=bool(output_hidden_states or layer_indices), return_dict=True)
-    if backbone.training and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         keep_call_in_checkpoints(backbone)
     pixel_values = pixel_values.to(next(backbone.parameters()).dtype)
     token = begin_call(EncoderCall(None if is_identity(layout) else layout, unshares=False))

@@ -102,7 +102,7 @@ def after_bias(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Te
         return None
     if call.bias_index is None:
         call.bias_index = _bias_index(call)
-    (rows, columns), table = call.grid, module.relative_position_bias_table
+    (rows, columns), table = call.grid, _bias_table(module)
     # In this order, as upstream.
     height, width = (2 * side - 1 for side in module.window_size)
     values = table[:-3].reshape(1, width, height, -1).permute(0, 3, 1, 2)
@@ -114,6 +114,17 @@ def after_bias(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Te
     index = call.bias_index.to(values.device)
     bias = values.index_select(1, index.flatten()).unflatten(1, index.shape)
     return bias.transpose(0, 1)
+
+
+def _bias_table(module: nn.Module) -> torch.Tensor:
+    """`(num_displacements, num_heads)`; accelerate loads weights that it offloads for the module's forward only."""
+    offload = getattr(module, "_hf_hook", None)
+    if offload is None:
+        return module.relative_position_bias_table
+    offload.pre_forward(module)
+    table = module.relative_position_bias_table
+    offload.post_forward(module, None)
+    return table
 
 
 def _bias_index(call: EncoderCall) -> torch.Tensor:

@@ -144,7 +144,13 @@ def install_hooks(model: nn.Module) -> list[RemovableHandle]:
             f"`model` must not share tokens yet, got a {type(model).__name__} whose encoder does: give it what is to "
             "be changed with `token_reduction`, or build it anew."
         )
-    handles = [patch_projection(embeddings).register_forward_hook(_after_projection)]
+    handles = []
+    for module in model.modules():
+        if _is(module, adapter.queries):
+            handles += install_query_hooks(module)  # may refuse, and so comes first
+        elif _is(module, adapter.encoder):
+            handles.append(module.register_forward_hook(_after_encoder))
+    handles.append(patch_projection(embeddings).register_forward_hook(_after_projection))
     if isinstance(getattr(embeddings, "dropout", None), nn.Module):
         handles.append(embeddings.dropout.register_forward_pre_hook(_before_dropout))
     else:
@@ -158,10 +164,6 @@ def install_hooks(model: nn.Module) -> list[RemovableHandle]:
             handles.append(module.register_forward_hook(after_bias))
         if _is(module, adapter.pooler):
             handles.append(module.register_forward_pre_hook(_before_pooler))
-        if _is(module, adapter.queries):
-            handles += install_query_hooks(module)
-        elif _is(module, adapter.encoder):
-            handles.append(module.register_forward_hook(_after_encoder))
     return handles
 
 

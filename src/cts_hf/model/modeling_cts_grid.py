@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from .modeling_cts_checks import check_tensor, has_values, refuse_unless
 
@@ -57,6 +58,15 @@ class PatchGrid:
     levels: tuple[int, ...] = (2,)
     image_sizes: torch.Tensor | None = None
     pads: bool = True
+
+    @classmethod
+    def of_config(
+        cls, config: PreTrainedConfig, size: tuple[int, int], image_sizes: torch.Tensor | None = None
+    ) -> "PatchGrid":
+        """The grid that a model with this [`CtsConfig`] has of images: encoders of transformers do not pad them."""
+        pads = config.backbone_config is None
+        height, width = size
+        return cls((height, width), config.patch_size, tuple(config.superpatch_levels), image_sizes, pads)
 
     @classmethod
     def of_images(

@@ -348,8 +348,8 @@ def _number_tokens(
     Numbers the tokens: patches that share none, `(batch_size, rows, columns)`, bool, and the superpatches of each
     level that are one token. What neither of them covers is padding.
     """
-    (batch_size, *shape), device = unshared.shape, unshared.device
-    num_patches = shape[0] * shape[1]
+    (batch_size, height, width), device = unshared.shape, unshared.device
+    shape, num_patches = (height, width), height * width
     is_token = torch.cat([unshared.flatten(1), *(chosen.flatten(1) for chosen in shared)], dim=1)  # (B, N + N/4 ...)
     # The number of each token, in the reference order; padding must only point at some token.
     position = (is_token.cumsum(dim=1) - 1).clamp(min=0)

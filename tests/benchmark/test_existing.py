@@ -1,0 +1,64 @@
+# Copyright 2026 The cts_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+
+import pytest
+import torch
+
+from cts_hf import apply_cts, save_cts
+from cts_hf.benchmark.existing import EXISTING_PRESETS, count_multiply_adds, scores_shape
+from cts_hf.benchmark.measuring import main, measure
+
+from ..helpers.existing_models import build_existing
+from ..helpers.models import tiny_policy
+
+
+@pytest.mark.parametrize("name", ["dinov2", "vit", "beit_segmentation"])
+def test_a_model_of_transformers_is_measured(name):
+    model = apply_cts(build_existing(name))
+    row = measure(model, 0.4, (72, 56), batch_size=2, rounds=2)
+    assert row["bound"] > 1
+    assert row["plain"]["multiply_adds"] == 2 * count_multiply_adds(model, (72, 56), 0.0, runs_policy=False)
+    assert row["parts"].keys() == {"forward", "upsampling"}
+    assert row["ratio"] == row["ratio_with_upsampling"]
+
+
+def test_multiply_adds_are_those_of_the_tokens():
+    """Of a linear layer of the encoder: a product for each token."""
+    model = apply_cts(build_existing("dinov2", num_hidden_layers=1))
+    plain, shared = (count_multiply_adds(model, (64, 64), reduction, False) for reduction in (0.0, 0.375))
+    width, removed = 32, 3 * 8
+    per_token = 12 * width**2
+    attention = 2 * width * (65**2 - (65 - removed) ** 2)
+    projection = 16 * 3 * 8**2 * width  # of the superpatches
+    assert plain - shared == removed * per_token + attention - projection
+    policy = tiny_policy()
+    with_policy = count_multiply_adds(apply_cts(build_existing("dinov2"), policy), (64, 64), 0.375, True)
+    assert with_policy > count_multiply_adds(apply_cts(build_existing("dinov2")), (64, 64), 0.375, False)
+
+
+def test_an_odd_last_row_has_no_scores():
+    assert scores_shape(build_existing("dinov2"), (72, 56)) == (4, 3)
+
+
+def test_folders(tmp_path, capsys):
+    model = apply_cts(build_existing("dinov2"), tiny_policy(), 0.2)
+    save_cts(model, tmp_path / "model")
+    main(["--model", str(tmp_path / "model"), "--rounds", "1", "--json", str(tmp_path / "a.json")])
+    assert json.loads((tmp_path / "a.json").read_text())["token_reduction"] == 0.2
+    assert "64x64, 20.00 % fewer tokens, batch 1: ratio" in capsys.readouterr().out
+    options = ["--rounds", "1", "--given_scores", "--token_reduction", "0.3", "0.6"]
+    main(["--model", str(tmp_path / "model"), *options])
+    assert "60.00 %" in capsys.readouterr().out
+    model.config.save_pretrained(tmp_path / "config")
+    main(["--model", str(tmp_path / "config"), *options, "--image_size", "48"])
+    assert "48x48" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", EXISTING_PRESETS)
+def test_presets_are_built(name):
+    with torch.device("meta"):
+        model = EXISTING_PRESETS[name].build()
+    rows, columns = scores_shape(model, (640, 640) if "640" in name else (518, 518))
+    assert rows == columns
