@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cts_hf import CtsImageProcessor, apply_cts, superpatch_targets
 from cts_hf.data import build_scenes
@@ -19,7 +20,7 @@ from cts_hf.evaluation.windows import InferenceOptions, resized_images
 from cts_hf.model.image_processing_maps_cts import resize_labels
 
 from ..helpers.existing_models import PROCESSORS, build_existing, build_processor, save_existing
-from ..helpers.models import tiny_model, tiny_policy
+from ..helpers.models import random_images, tiny_model, tiny_policy
 
 
 NUM_LABELS = 5
@@ -178,6 +179,23 @@ def test_models_of_all_kinds_are_opened(tmp_path):
     assert torch.equal(model.cts.policy.head.weight, other.head.weight)
     assert not any(module.training for module in model.modules())
     assert as_segmenter(model, processor, InferenceOptions(flip=True)) is model
+
+
+@torch.no_grad()
+def test_a_plain_checkpoint_may_lack_what_its_model_never_uses(tmp_path):
+    """As published ones of DPT do."""
+    folder = save_existing(tmp_path, "dpt_segmentation")
+    weights = load_file(folder / "model.safetensors")
+    unused = "neck.fusion_stage.layers.0.residual_layer1."
+    kept = {name: value for name, value in weights.items() if not name.startswith(unused)}
+    assert len(kept) < len(weights)
+    pixel_values = random_images(1)
+    expected = load_any(folder)[0](pixel_values).logits
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    torch.testing.assert_close(load_any(folder)[0](pixel_values).logits, expected)
+    save_file(dict(list(kept.items())[1:]), folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="do not fit the DPTForSemanticSegmentation"):
+        load_any(folder)
 
 
 def test_what_decides_the_results_is_in_their_digest(tmp_path):

@@ -232,7 +232,7 @@ def load_any(source: str | Path, policy: str | Path | None = None) -> tuple[Segm
             token_reduction = model.token_sharing.token_reduction
             apply_cts(remove_cts(model), policy, token_reduction, image_mean=mean, image_std=std)
     else:
-        model = load_complete(model_class(read_config(source), source), source)
+        model = load_complete(model_class(read_config(source), source), source, use_safetensors=True)
         budget = {} if policy is not None else {"token_reduction": 0.0}
         apply_cts(model, policy, image_mean=mean, image_std=std, **budget)
     return ExistingSegmenter(model, processor), processor

@@ -40,6 +40,8 @@ _OWN_PROCESSORS = (CtsImageProcessor.__name__, CtsImageProcessorPil.__name__)
 # Options of `from_pretrained` that say where a repository is.
 _PLACE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _POLICY_PREFIX = "cts.policy."
+# Of DPT and its kin, whose first fusion layer gets no residual: published checkpoints lack them.
+_NEVER_USED = "neck.fusion_stage.layers.0.residual_layer1."
 # What transformers and PyTorch raise on a file whose content has another form than they expect.
 _MALFORMED = (
     ValueError,
@@ -216,7 +218,8 @@ def loading_problems(info: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> s
     # Misshaped weights come with both of their shapes.
     misshaped = (str(name if isinstance(name, str) else name[0]) for name in info["mismatched_keys"])
     misshaped = sorted(name for name in misshaped if not name.startswith(ignore))
-    return list_problems(sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), misshaped)
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(_NEVER_USED))
+    return list_problems(missing, sorted(info["unexpected_keys"]), misshaped)
 
 
 def _complete_normalization(config: CtsConfig, source: str | Path, options: Mapping[str, Any] | None = None) -> None:
