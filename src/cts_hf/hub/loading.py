@@ -40,8 +40,7 @@ _OWN_PROCESSORS = (CtsImageProcessor.__name__, CtsImageProcessorPil.__name__)
 # Options of `from_pretrained` that say where a repository is.
 _PLACE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _POLICY_PREFIX = "cts.policy."
-# Of DPT and its kin, whose first fusion layer gets no residual: published checkpoints lack them.
-_NEVER_USED = "neck.fusion_stage.layers.0.residual_layer1."
+_NEVER_USED = "neck.fusion_stage.layers.0.residual_layer1."  # of DPT: published checkpoints lack these weights
 # What transformers and PyTorch raise on a file whose content has another form than they expect.
 _MALFORMED = (
     ValueError,
@@ -246,10 +245,7 @@ def _records_normalization(config: Mapping[str, Any]) -> bool:
 
 
 def load_complete(kind: type[Model], source: str | Path, ignore: tuple[str, ...] = (), **options: Any) -> Model:
-    """
-    Opens a model of a class, complete and with finite weights. The arguments and errors are those of
-    [`load_segmenter`].
-    """
+    """Opens a model of a class, complete and with finite weights: arguments and errors as of [`load_segmenter`]."""
     _check_shards(Path(source) / options.get("subfolder", ""))
     try:
         model, info = kind.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
