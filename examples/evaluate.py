@@ -36,11 +36,11 @@ from transformers import HfArgumentParser
 from cts_hf.data import DataError
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.evaluation.command_line import new_accelerator, print_text
-from cts_hf.evaluation.existing_models import as_segmenter, is_existing, load_any
+from cts_hf.evaluation.existing_models import load_any
 from cts_hf.evaluation.sharing import STRATEGIES
 from cts_hf.evaluation.sweep import budget_sweep, format_sweep, plot_sweep, to_json
 from cts_hf.evaluation.windows import InferenceOptions
-from cts_hf.hub.loading import load_config
+from cts_hf.hub.loading import is_own_model, load_config
 from cts_hf.hub.output_folder import OutputFolder
 from cts_hf.model.token_sharing import check_token_reduction
 
@@ -98,7 +98,7 @@ def main():
     parser = HfArgumentParser((EvaluationArguments, DatasetArguments, InferenceOptions))
     parser.add_argument("--policy", nargs="*", action=RefusePolicy, default=SUPPRESS, help=SUPPRESS)
     arguments, dataset_arguments, options = parser.parse_args_into_dataclasses()
-    if not is_existing(arguments.model):  # a wrong path leaves no folder behind
+    if is_own_model(arguments.model):  # a wrong path leaves no folder behind
         load_config(arguments.model)
     accelerator = new_accelerator()
     folder = OutputFolder(arguments.output_dir, "evaluation")
@@ -131,7 +131,7 @@ def evaluate(
     except DataError as error:
         raise SystemExit(str(error)) from error
     model, processor = load_any(arguments.model, arguments.with_policy)
-    model = as_segmenter(model.to(accelerator.device), processor, options)
+    model = model.to(accelerator.device)
     if data.num_classes != model.config.num_labels:
         raise SystemExit(
             f"The data set has {data.num_classes} classes, the model {model.config.num_labels}: give the data set "

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cts_hf import CtsImageProcessor, apply_cts, superpatch_targets
 from cts_hf.data import build_scenes
@@ -19,7 +20,7 @@ from cts_hf.evaluation.windows import InferenceOptions, resized_images
 from cts_hf.model.image_processing_maps_cts import resize_labels
 
 from ..helpers.existing_models import PROCESSORS, build_existing, build_processor, save_existing
-from ..helpers.models import tiny_model, tiny_policy
+from ..helpers.models import random_images, tiny_model, tiny_policy
 
 
 NUM_LABELS = 5
@@ -161,16 +162,16 @@ def test_models_of_all_kinds_are_opened(tmp_path):
     plain = save_existing(tmp_path / "plain", NAME)
 
     model, processor = load_any(saved)
-    assert (model.token_sharing.token_reduction, model.token_sharing.image_std) == (0.2, (0.2, 0.2, 0.2))
+    assert (model.cts.token_reduction, model.cts.image_std) == (0.2, (0.2, 0.2, 0.2))
     assert type(processor).__name__.startswith("SegformerImageProcessor")
     model, _ = load_any(saved, tmp_path / "policy")
-    assert (model.token_sharing.token_reduction, model.token_sharing.image_std) == (0.2, (0.2, 0.2, 0.2))
-    assert torch.equal(model.token_sharing.policy.head.weight, other.head.weight)
+    assert (model.cts.token_reduction, model.cts.image_std) == (0.2, (0.2, 0.2, 0.2))
+    assert torch.equal(model.cts.policy.head.weight, other.head.weight)
     model, _ = load_any(plain)
-    assert (model.token_sharing.token_reduction, model.token_sharing.policy) == (0.0, None)
+    assert (model.cts.token_reduction, model.cts.policy) == (0.0, None)
     model, _ = load_any(plain, tmp_path / "policy")
-    assert model.token_sharing.token_reduction == 0.3
-    assert torch.equal(model.token_sharing.policy.head.weight, other.head.weight)
+    assert model.cts.token_reduction == 0.3
+    assert torch.equal(model.cts.policy.head.weight, other.head.weight)
 
     tiny_model().save_pretrained(tmp_path / "own")
     CtsImageProcessor().save_pretrained(tmp_path / "own")
@@ -180,18 +181,35 @@ def test_models_of_all_kinds_are_opened(tmp_path):
     assert as_segmenter(model, processor, InferenceOptions(flip=True)) is model
 
 
+@torch.no_grad()
+def test_a_plain_checkpoint_may_lack_what_its_model_never_uses(tmp_path):
+    """As published ones of DPT do."""
+    folder = save_existing(tmp_path, "dpt_segmentation")
+    weights = load_file(folder / "model.safetensors")
+    unused = "neck.fusion_stage.layers.0.residual_layer1."
+    kept = {name: value for name, value in weights.items() if not name.startswith(unused)}
+    assert len(kept) < len(weights)
+    pixel_values = random_images(1)
+    expected = load_any(folder)[0](pixel_values).logits
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    torch.testing.assert_close(load_any(folder)[0](pixel_values).logits, expected)
+    save_file(dict(list(kept.items())[1:]), folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="do not fit the DPTForSemanticSegmentation"):
+        load_any(folder)
+
+
 def test_what_decides_the_results_is_in_their_digest(tmp_path):
     def digest(folder, policy=None):
         model, processor = load_any(folder, policy)
         options = InferenceOptions()
-        return settings_digest(as_segmenter(model, processor, options), processor, 0.3, options)
+        return settings_digest(model, processor, 0.3, options)
 
     first = save_existing(tmp_path / "first", NAME, policy=tiny_policy())
     tiny_policy(seed=1).save_pretrained(tmp_path / "policy")
     found = [
         digest(first),
         digest(first, tmp_path / "policy"),
-        digest(save_existing(tmp_path / "mean", NAME, policy=tiny_policy(), image_mean=0.3)),
+        digest(save_existing(tmp_path / "mean", NAME, policy=tiny_policy(), image_mean=0.3, image_std=0.2)),
         digest(save_existing(tmp_path / "none", NAME)),
     ]
     assert len(set(found)) == 4
@@ -218,6 +236,8 @@ def test_models_and_image_processors_that_give_no_label_maps_are_refused(tmp_pat
     for options, name in (({"do_pad": True}, "eomt"), ({"do_center_crop": True}, "beit_segmentation")):
         with pytest.raises(ValueError, match=rf"must neither crop nor pad images.* with {next(iter(options))}=True"):
             ExistingSegmenter(apply_cts(build_existing(name)), build_processor(name, **options))
+    with pytest.raises(ValueError, match=r"must normalize as the model's policy is told, with .*0\.3.*, got .*0\.485"):
+        ExistingSegmenter(apply_cts(build_existing(NAME), tiny_policy(), image_mean=0.3), build_processor(NAME))
     build_existing(NAME).save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="must hold the image processor of its model, got none"):
         load_any(tmp_path)

@@ -105,22 +105,6 @@ def test_sharing_grid_shows_boxes_of_every_size():
         draw_sharing_grid(image, (fine[:5, :3], coarse[:2, :1]))
 
 
-def test_sharing_grid_leaves_odd_patches_outside_of_superpatches():
-    """Of 5 x 3 whole patches of 16, as models of transformers have, superpatches cover 4 x 2."""
-    noise = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
-    shared = np.array([[True], [False]])
-    drawn = draw_sharing_grid(Image.fromarray(noise), shared)
-    padded = np.array([[True, False], [False, False], [False, False]])
-    assert drawn.size == (48, 80)
-    assert np.array_equal(drawn, draw_sharing_grid(Image.fromarray(noise[:80, :48]), padded))
-    # 5 x 4 patches: 2 x 2 superpatches, and one of 4 x 4.
-    wide = Image.fromarray(np.pad(noise, [(0, 0), (0, 10), (0, 0)]))
-    fine, coarse = np.array([[True, False], [False, False]]), np.array([[False]])
-    padded = (np.pad(fine, [(0, 2), (0, 0)]), np.pad(coarse, [(0, 1), (0, 0)]))
-    expected = draw_sharing_grid(wide.crop((0, 0, 64, 80)), padded)
-    assert np.array_equal(draw_sharing_grid(wide, (fine, coarse)), expected)
-
-
 def test_sharing_grid_refuses_what_does_not_fit(image):
     with pytest.raises(ValueError, match=r"must have the shape \(2, 3\) of an image of 64 x 96 pixels"):
         draw_sharing_grid(image, np.ones((3, 3), bool))

@@ -192,7 +192,8 @@ def save_existing(folder: Path, name: str, policy: Any = None, **options: Any) -
         save_cts(apply_cts(model, policy, **options), folder)
     else:
         model.save_pretrained(folder)
-    build_processor(name).save_pretrained(folder)
+    normalization = {option: [value] * 3 for option, value in options.items() if option.startswith("image_")}
+    build_processor(name, **normalization).save_pretrained(folder)
     return folder
 
 

@@ -10,14 +10,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..model.modeling_cts import CtsForSemanticSegmentation
+from ..model.modeling_cts_grid import PatchGrid
 from ..model.token_sharing import num_shared_superpatches
 from .existing_models import ExistingSegmenter, Segmenter
-from .segmentation import input_grid
 
 
 def num_tokens(model: Segmenter, size: tuple[int, int], token_reduction: float | tuple[float, ...]) -> int:
     """Tokens of patches and superpatches that the encoder sees of an image of `size` (height, width), in pixels."""
-    grid = input_grid(model, size)
+    grid = PatchGrid.of_config(model.config, size)
     budgets = num_shared_superpatches(token_reduction, grid.num_patches, grid.levels)
     budgets = budgets if len(grid.levels) > 1 else (budgets,)
     # Where images are not padded, an odd last row or column of patches cannot share.
@@ -43,7 +43,7 @@ def multiply_adds(
         token_reduction: the budget, a number or a tuple.
         runs_policy: whether the model's policy is part of it, or else its scores are given.
     """
-    grid, num_channels = input_grid(model, size), model.config.num_channels
+    grid, num_channels = PatchGrid.of_config(model.config, size), model.config.num_channels
     device = model.device  # of a model of transformers: not all heads run without values
     if not isinstance(model, ExistingSegmenter):
         config, device = copy.deepcopy(model.config), torch.device("meta")

@@ -19,19 +19,12 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data import IGNORE_INDEX
 from ..model.image_processing_maps_cts import resize_labels
+from ..model.modeling_cts_grid import PatchGrid
 from ..model.modeling_cts_targets import superpatch_targets
 from .existing_models import Segmenter, as_segmenter
 from .mean_iou import MeanIoU
 from .metrics import PolicyMetrics
-from .segmentation import (
-    PerLevel,
-    PreparedImage,
-    Segmentation,
-    Windows,
-    input_grid,
-    of_process,
-    segment_batches,
-)
+from .segmentation import PerLevel, PreparedImage, Segmentation, Windows, of_process, segment_batches
 from .sharing import Sharing, checked_sharing, sharing_scores
 from .windows import InferenceOptions, check_input_sizes, resized_images
 
@@ -283,7 +276,7 @@ class _Evaluation:
         if windows.flipped:
             labels = labels.flip(-1)
         parts = torch.stack([labels[box.top : box.bottom, box.left : box.right] for box in windows.boxes])
-        grid = input_grid(self.model, tuple(parts.shape[-2:]))
+        grid = PatchGrid.of_config(self.model.config, parts.shape[1:])
         parts = grid.pad(parts, IGNORE_INDEX)
         targets = tuple(superpatch_targets(parts, level * grid.patch_size, IGNORE_INDEX) for level in grid.levels)
         return targets if len(targets) > 1 else targets[0]

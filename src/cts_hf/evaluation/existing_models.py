@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
 )
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file
 
 from ..existing.apply import TokenSharing, apply_cts, remove_cts
-from ..existing.saving import load_existing
-from ..hub.loading import load_policy_folder, load_processor, load_segmenter, read_config
+from ..existing.saving import load_cts
+from ..hub.loading import is_own_model, load_complete, load_policy_folder, load_processor, load_segmenter, read_config
+from ..hub.normalization import Normalization, processor_normalization
 from ..hub.problems import first_line
+from ..hub.sharing_folder import OPTIONS_FILE, SHARING, model_class
 from ..model.configuration_cts import CtsConfig
-from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_encoders import find_encoder, patch_projection
 from .windows import Box, InferenceOptions
@@ -54,6 +54,11 @@ class ExistingConfig:
     sharing_threshold: None = None
 
     @property
+    def backbone_config(self) -> PreTrainedConfig:
+        """Not None, as images are not padded."""
+        return self.upstream
+
+    @property
     def superpatch_size(self) -> int:
         return 2 * self.patch_size
 
@@ -74,9 +79,7 @@ class ExistingConfig:
         return self.token_sharing.num_channels
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Options of the model, and what it normalizes images of its policy from."""
-        normalization = {"image_mean": self.token_sharing.image_mean, "image_std": self.token_sharing.image_std}
-        return {**self.upstream.to_diff_dict(), **normalization}
+        return self.upstream.to_diff_dict()
 
 
 class ExistingSegmenter(nn.Module):
@@ -88,13 +91,14 @@ class ExistingSegmenter(nn.Module):
         processor ([`~transformers.BaseImageProcessor`]): Its image processor, which makes its label maps.
 
     Raises:
-        ValueError: If the model gives no label maps, or its image processor makes none of whole images.
+        ValueError: If the model gives no label maps, if its image processor makes none of whole images, or if that
+            normalizes images otherwise than the model's policy is told.
     """
 
     def __init__(self, model: PreTrainedModel, processor: BaseImageProcessor):
         super().__init__()
         _check_model(model)
-        _check_processor(processor)
+        _check_processor(processor, model.token_sharing)
         self.model, self.processor, self.training = model, processor, model.training
         _, embeddings = find_encoder(model)
         self.config = ExistingConfig(model.config, model.token_sharing, patch_projection(embeddings).kernel_size[0])
@@ -193,19 +197,7 @@ def as_segmenter(
     return model
 
 
-def is_existing(source: str | Path) -> bool:
-    """
-    Whether a folder or repository holds a model of transformers, and not one of this package.
-
-    Raises:
-        FileNotFoundError, ValueError: If there is no such folder or repository, or its config.json cannot be read.
-    """
-    return read_config(source).get("model_type") in CONFIG_MAPPING_NAMES
-
-
-def load_any(
-    source: str | Path, policy: str | Path | None = None
-) -> tuple[PreTrainedModel, CtsImageProcessingMixin | BaseImageProcessor]:
+def load_any(source: str | Path, policy: str | Path | None = None) -> tuple[Segmenter, BaseImageProcessor]:
     """
     Opens a segmentation model, of this package or of transformers, and its image processor.
 
@@ -214,40 +206,44 @@ def load_any(
         policy (`str` or `Path`, *optional*): Folder or id of a policy, in place of the one that the model may have.
 
     Returns:
-        the model, in evaluation mode, and its image processor. A model of transformers shares tokens as `save_cts` has
-        recorded, and as [`apply_cts`] does by default if it is given a policy; a plain one without policy shares none
-        if calls do not ask for it.
+        the model, in evaluation mode, for evaluation and prediction, and its image processor. A model of transformers
+        shares tokens as `save_cts` has recorded. A plain one shares them as [`apply_cts`] does by default if it is
+        given a policy, and otherwise only where calls ask for it.
 
     Raises:
         FileNotFoundError, ValueError: If one of them is missing, incomplete, of another kind, or does not fit.
     """
-    if not is_existing(source):
+    if is_own_model(source):
         model, processor = load_segmenter(source), load_processor(source)
         if policy is not None:
             model.set_policy(load_policy_folder(policy).eval())
         return model, processor
-    model = load_existing(source)
-    sharing = getattr(model, "token_sharing", None)
-    if sharing is None:
-        apply_cts(model, policy, **({} if policy else {"token_reduction": 0.0}))
-    elif policy is not None:
-        apply_cts(
-            remove_cts(model),
-            policy,
-            sharing.token_reduction,
-            image_mean=sharing.image_mean,
-            image_std=sharing.image_std,
-        )
-    _check_model(model)
     try:
-        processor = AutoImageProcessor.from_pretrained(source)
+        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{source} must hold the image processor of its model, got none that can be read ({first_line(error)}): "
             "save it there with its `save_pretrained`."
         ) from error
-    _check_processor(processor)
-    return model, processor
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    if _is_written_by_save_cts(source):
+        model = load_cts(source)
+        if policy is not None:
+            token_reduction = model.token_sharing.token_reduction
+            apply_cts(remove_cts(model), policy, token_reduction, image_mean=mean, image_std=std)
+    else:
+        model = load_complete(model_class(read_config(source), source), source, use_safetensors=True)
+        budget = {} if policy is not None else {"token_reduction": 0.0}
+        apply_cts(model, policy, image_mean=mean, image_std=std, **budget)
+    return ExistingSegmenter(model, processor), processor
+
+
+def _is_written_by_save_cts(source: str | Path) -> bool:
+    try:
+        cached_file(source, f"{SHARING}/{OPTIONS_FILE}")
+    except OSError:
+        return False
+    return True
 
 
 def _check_model(model: PreTrainedModel) -> None:
@@ -268,7 +264,7 @@ def _check_model(model: PreTrainedModel) -> None:
         )
 
 
-def _check_processor(processor: BaseImageProcessor) -> None:
+def _check_processor(processor: BaseImageProcessor, sharing: TokenSharing) -> None:
     kind = type(processor).__name__
     if not hasattr(processor, "post_process_semantic_segmentation"):
         raise ValueError(
@@ -282,6 +278,13 @@ def _check_processor(processor: BaseImageProcessor) -> None:
                 f"and of the padding, got a {kind} with {name}={getattr(processor, name)}: unset that; EoMT's cuts "
                 "images that are no squares into windows with `do_split_image=True`."
             )
+    processed = processor_normalization(processor, sharing.num_channels)
+    recorded = Normalization(list(sharing.image_mean), list(sharing.image_std))
+    if sharing.policy is not None and processed != recorded:
+        raise ValueError(
+            f"The image processor must normalize as the model's policy is told, with {recorded._asdict()}, got "
+            f"{processed._asdict()}: give `apply_cts` the `image_mean` and `image_std` of the image processor."
+        )
 
 
-__all__ = ["LOGITS", "ExistingSegmenter", "Segmenter", "as_segmenter", "is_existing", "load_any"]
+__all__ = ["LOGITS", "ExistingSegmenter", "Segmenter", "as_segmenter", "load_any"]

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..model.image_processing_label_maps_cts import upsampled_argmax
 from ..model.modeling_cts import CtsSemanticSegmenterOutput
-from ..model.modeling_cts_grid import PatchGrid
 from .existing_models import LOGITS, ExistingSegmenter, Segmenter
 from .metrics import policy_scores
 from .windows import Box, InferenceOptions, View, same_size_groups, segment, windowed_size, with_flips
@@ -139,13 +138,6 @@ def of_images(values: PerLevel, part: int | slice) -> PerLevel:
     return tuple(of_level[part] for of_level in values) if isinstance(values, tuple) else values[part]
 
 
-def input_grid(model: Segmenter, size: tuple[int, int]) -> PatchGrid:
-    """The patches and superpatches that a model makes of an input of `size` (height, width) in pixels."""
-    config = model.config
-    pads = not isinstance(model, ExistingSegmenter) and config.backbone_config is None
-    return PatchGrid(size, config.patch_size, config.superpatch_levels, pads=pads)
-
-
 def of_process(items: Iterable[Item], accelerator: "Accelerator | None") -> Iterable[Item]:
     """
     The items that are this process's: every n-th of n processes, so that each item is dealt out once.
@@ -264,7 +256,6 @@ __all__ = [
     "Segmentation",
     "SuperpatchScores",
     "Windows",
-    "input_grid",
     "of_images",
     "of_process",
     "segment_batches",

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image, ImageDraw
 
-from ..model.modeling_cts_grid import PatchGrid, num_cells
+from ..model.modeling_cts_grid import num_cells
 
 
 Color = tuple[int, int, int]
@@ -111,8 +111,7 @@ def draw_sharing_grid(
     The tokens of an image: a box around every shared superpatch, thin lines between the patches that share nothing.
 
     Args:
-        image: PIL image as the model saw it, resized but not padded. Where models of transformers cut off what is
-            behind the last whole patch, so does the picture.
+        image: PIL image as the model saw it, resized but not padded.
         shared_superpatches: (Hs, Ws) bool, from the model's output; a tuple of one per level if there are several.
         superpatch_size: height and width of a superpatch in pixels, of the first level.
         patch_size: height and width of a patch in pixels.
@@ -131,10 +130,6 @@ def draw_sharing_grid(
             f"`superpatch_size` must be a multiple of `patch_size`, got {superpatch_size} and {patch_size}: give "
             "those of the model."
         )
-    if all(
-        shared.shape == (image.height // size, image.width // size) for shared, size in zip(levels, sizes, strict=True)
-    ):
-        image, levels = _with_odd_patches(image, levels, [size // patch_size for size in sizes], patch_size)
     # The last row and column may hang over the edge: the model pads images to whole superpatches.
     whole = [num_cells(side, sizes[-1]) * sizes[-1] for side in image.size[::-1]]
     for index, (shared, size) in enumerate(zip(levels, sizes, strict=True)):
@@ -199,20 +194,6 @@ def prediction_panel(
         counts = [f"{shared.sum()} of {shared.size}" for shared in (_array(of).astype(bool) for of in levels)]
         panels.append((f"Shared tokens ({' and '.join(counts)} superpatches)", grid))
     return _draw_panels(panels, [(classes[index], palette[index]) for index in present] if classes is not None else [])
-
-
-def _with_odd_patches(
-    image: Image.Image, levels: list[np.ndarray], sides: list[int], patch_size: int
-) -> tuple[Image.Image, list[np.ndarray]]:
-    """An image cut to whole patches, and its grids with superpatches, not shared, for odd rows and columns as well."""
-    rows, columns = image.height // patch_size, image.width // patch_size
-    image = image.crop((0, 0, columns * patch_size, rows * patch_size))
-    grid = PatchGrid((image.height, image.width), patch_size, tuple(sides))
-    shapes = [grid.shape(side) for side in sides]
-    return image, [
-        np.pad(shared, [(0, whole - covered) for whole, covered in zip(shape, shared.shape, strict=True)])
-        for shape, shared in zip(shapes, levels, strict=True)
-    ]
 
 
 def _draw_patches(picture: Image.Image, shared: np.ndarray, patch: int, superpatch: int) -> None:

@@ -14,8 +14,6 @@ from ..hub.publishing import SHARING_FILES, WEIGHT_FILES
 from ..hub.sharing_folder import (
     OPTIONS_FILE,
     check_can_be_written,
-    has_sharing_options,
-    load_plain_model,
     load_sharing_model,
     write_sharing_model,
 )
@@ -99,21 +97,4 @@ def load_cts(folder_or_id: str | Path, **from_pretrained_options: Any) -> PreTra
     )
 
 
-def load_existing(source: str | Path, **options: Any) -> PreTrainedModel:
-    """
-    Opens a model of transformers, complete and with finite weights: as [`load_cts`] if [`save_cts`] wrote it, and
-    otherwise without sharing.
-
-    Args:
-        source (`str` or `Path`): Folder, or id of a repository on the Hub.
-        options: As for `from_pretrained`.
-
-    Raises:
-        FileNotFoundError, ValueError: As [`load_cts`].
-    """
-    return (
-        load_cts(source, **options) if has_sharing_options(source, **options) else load_plain_model(source, **options)
-    )
-
-
-__all__ = ["load_cts", "load_existing", "save_cts"]
+__all__ = ["load_cts", "save_cts"]

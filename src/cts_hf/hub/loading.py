@@ -40,6 +40,7 @@ _OWN_PROCESSORS = (CtsImageProcessor.__name__, CtsImageProcessorPil.__name__)
 # Options of `from_pretrained` that say where a repository is.
 _PLACE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _POLICY_PREFIX = "cts.policy."
+_NEVER_USED = "neck.fusion_stage.layers.0.residual_layer1."  # of DPT: published checkpoints lack these weights
 # What transformers and PyTorch raise on a file whose content has another form than they expect.
 _MALFORMED = (
     ValueError,
@@ -216,7 +217,8 @@ def loading_problems(info: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> s
     # Misshaped weights come with both of their shapes.
     misshaped = (str(name if isinstance(name, str) else name[0]) for name in info["mismatched_keys"])
     misshaped = sorted(name for name in misshaped if not name.startswith(ignore))
-    return list_problems(sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), misshaped)
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(_NEVER_USED))
+    return list_problems(missing, sorted(info["unexpected_keys"]), misshaped)
 
 
 def _complete_normalization(config: CtsConfig, source: str | Path, options: Mapping[str, Any] | None = None) -> None:
@@ -243,10 +245,7 @@ def _records_normalization(config: Mapping[str, Any]) -> bool:
 
 
 def load_complete(kind: type[Model], source: str | Path, ignore: tuple[str, ...] = (), **options: Any) -> Model:
-    """
-    Opens a model of a class, complete and with finite weights. The arguments and errors are those of
-    [`load_segmenter`].
-    """
+    """Opens a model of a class, complete and with finite weights: arguments and errors as of [`load_segmenter`]."""
     _check_shards(Path(source) / options.get("subfolder", ""))
     try:
         model, info = kind.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)

@@ -6,6 +6,8 @@ The mean and standard deviation that images are normalized with, and whether a m
 
 from typing import NamedTuple
 
+from transformers import BaseImageProcessor
+
 from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
 from ..model.configuration_cts_checks import channel_values
 from ..model.image_processing_base_cts import CtsImageProcessingMixin
@@ -39,7 +41,7 @@ def check_normalization(config: CtsConfig | CtsPolicyConfig, processor: CtsImage
         )
 
 
-def processor_normalization(processor: CtsImageProcessingMixin, num_channels: int) -> Normalization:
+def processor_normalization(processor: BaseImageProcessor, num_channels: int) -> Normalization:
     """What an image processor normalizes images of so many channels with; 0 and 1 if it does not."""
     values = (processor.image_mean, processor.image_std) if processor.do_normalize else (0, 1)
     named = zip(Normalization._fields, values, strict=True)

@@ -154,28 +154,8 @@ def load_sharing_model(
     sharing, commit = _read_sharing_options(source, options)
     if commit is not None:
         options["revision"] = commit  # what is uploaded in the meantime is not mixed in
-    model = load_complete(_model_class(config, source), source, use_safetensors=True, **options)
+    model = load_complete(model_class(config, source), source, use_safetensors=True, **options)
     return model, _load_policy(source, options) if sharing.has_policy else None, sharing
-
-
-def load_plain_model(source: str | Path, **options: Any) -> PreTrainedModel:
-    """
-    Opens a model of transformers, complete and with finite weights, whether it was saved with sharing or not.
-
-    Args:
-        source (`str` or `Path`): Folder, or id of a repository on the Hub.
-        options: As for `from_pretrained` of the model.
-
-    Raises:
-        FileNotFoundError, ValueError: As [`load_sharing_model`].
-    """
-    return load_complete(_model_class(read_config(source, options), source), source, **options)
-
-
-def has_sharing_options(source: str | Path, **options: Any) -> bool:
-    """Whether a folder, or a repository on the Hub, says how its model shares tokens."""
-    name = f"{SHARING}/{OPTIONS_FILE}"
-    return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **place_options(options)) is not None
 
 
 def check_sharing_folder(folder: str | Path) -> None:
@@ -225,7 +205,7 @@ def _read_sharing_options(source: str | Path, options: dict[str, Any]) -> tuple[
         return SharingOptions(**content), extract_commit_hash(path, None)
 
 
-def _model_class(config: dict[str, Any], source: str | Path) -> type[PreTrainedModel]:
+def model_class(config: dict[str, Any], source: str | Path) -> type[PreTrainedModel]:
     """The class of transformers that a configuration names; nothing else is looked up by its name."""
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and len(names) == 1 and isinstance(names[0], str) else ""
@@ -258,10 +238,9 @@ __all__ = [
     "SharingOptions",
     "check_can_be_written",
     "check_sharing_folder",
-    "has_sharing_options",
     "is_sharing_folder",
-    "load_plain_model",
     "load_sharing_model",
+    "model_class",
     "shares_tokens",
     "write_sharing_model",
 ]

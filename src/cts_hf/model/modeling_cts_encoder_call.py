@@ -67,7 +67,8 @@ class EncoderCall:
         prefix, patches = tokens[:, :-num_patches], tokens[:, -num_patches:]
         # Whatever positions a model adds, of any interpolation: what the tokens have over the projection.
         dtype = torch.promote_types(patches.dtype, torch.float32)
-        positions = patches[:1].to(dtype) - self._projected[:1].flatten(2).transpose(1, 2).to(dtype)
+        # Of each image by itself, or rounding would make them depend on the first one.
+        positions = patches.to(dtype) - self._projected.flatten(2).transpose(1, 2).to(dtype)
         superpatches = self._project_superpatches() + mean_of_four(positions, self.grid).to(patches.dtype)
         self._images = self._projected = None  # kept for nothing else
         return torch.cat([prefix, share(patches, superpatches, self.layout)], dim=1)
