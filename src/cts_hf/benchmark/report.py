@@ -8,7 +8,6 @@ from ..evaluation.tables import format_table
 
 
 PARTS = ("policy", "embedding_and_sharing", "encoder", "decoder", "unsharing", "upsampling")
-_DRAWN = (*PARTS, "forward")  # of a model of transformers, which is a single part
 
 
 def format_report(report: dict[str, Any]) -> str:
@@ -86,18 +85,19 @@ def plot_report(report: dict[str, Any], path: str) -> None:
     ratio_axes.set_yticks(range(len(rows)), names)
     ratio_axes.set_xlabel("plain / CTS time (black: quartiles, red: bound by multiply-adds)")
 
-    colors = [f"C{index}" for index in range(len(_DRAWN))]
+    drawn = PARTS if "encoder" in rows[0]["parts"] else ("forward",)  # models of transformers are a single part
+    colors = [f"C{index}" for index in range(len(drawn))]
     for index, row in enumerate(rows):
         for offset, key in ((-0.2, "plain_parts"), (0.2, "parts")):
             left = 0.0
-            for part, color in zip(_DRAWN, colors, strict=True):
+            for part, color in zip(drawn, colors, strict=True):
                 time = row[key].get(part, 0.0)
                 label = part.replace("_", " ") if (index, key) == (0, "parts") else None
                 part_axes.barh(index + offset, time, left=left, height=0.35, color=color, label=label)
                 left += time
     part_axes.set_yticks([])
     part_axes.set_xlabel("milliseconds per batch (above: plain, below: CTS)")
-    figure.legend(loc="outside lower center", ncols=len(_DRAWN), fontsize="small")
+    figure.legend(loc="outside lower center", ncols=len(drawn), fontsize="small")
     for axes in (ratio_axes, part_axes):
         axes.invert_yaxis()
     figure.suptitle(f"{report['name']} on {report['setup']['device']}", parse_math=False)  # a name may hold dollars
