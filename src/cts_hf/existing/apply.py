@@ -69,10 +69,10 @@ class TokenSharing(nn.Module):
         return self.policy.config
 
     def train(self, mode: bool = True) -> "TokenSharing":
-        self.requires_grad_(
-            False
-        )  # here too, as `from_pretrained` makes every parameter trainable before its `eval()`
-        return super().train(False)  # or the policy's batch-norm statistics drift
+        # Neither trained nor in training mode, or its batch-norm statistics drift: `from_pretrained` makes every
+        # parameter trainable before it calls this.
+        self.requires_grad_(False)
+        return super().train(False)
 
     def choose(
         self,

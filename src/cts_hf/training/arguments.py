@@ -286,8 +286,7 @@ class ModelArguments:
     )
     backbone: str | None = option(
         None,
-        "Vision transformer of transformers, local or on the Hub, that becomes the encoder, with its weights: ViT, "
-        "DeiT, BEiT, Data2VecVision, DINOv2, DINOv3, DPT or Pixio. Options of the encoder are then its own.",
+        "Encoder of transformers (ViT, BEiT, DINOv2, DINOv3, ...), local or on the Hub, with options and weights.",
     )
     freeze_encoder: bool = option(False, "Train the decoder only, and the policy where it is trained.")
     patch_size: int = option(16, "Height and width of a patch in pixels; a superpatch is 2 x 2 patches.")
@@ -369,9 +368,7 @@ class SuperpatchArguments:
     token_reduction: float = option(0.3, "Budget of the precision at budget: fraction of tokens to remove, 0 to 0.75.")
     squash: bool = option(False, "Train on whole images squashed to crop_size x crop_size, as the paper's code did.")
     for_model: str | None = option(
-        None,
-        "Model of transformers, local or on the Hub, that the policy is for: patches have its size, images its "
-        "normalization, and crops its image size where crop_size is not given.",
+        None, "Model of transformers, local or on the Hub, with whose patches, normalization and image size to train."
     )
 
     def __post_init__(self):
