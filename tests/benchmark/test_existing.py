@@ -42,6 +42,7 @@ def test_an_odd_last_row_has_no_scores():
     assert scores_shape(build_existing("dinov2"), (72, 56)) == (4, 3)
 
 
+@pytest.mark.slow
 def test_folders(tmp_path, capsys):
     model = apply_cts(build_existing("dinov2"), tiny_policy(), 0.2)
     save_cts(model, tmp_path / "model")

@@ -327,6 +327,14 @@ def test_the_relative_bias_is_upstreams_for_patches_and_the_mean_for_superpatche
     torch.testing.assert_close(shared[:, :-1, -1], full[:, kept][:, :, four].mean(2), rtol=1e-5, atol=1e-5)
 
 
+def test_training_after_inference_mode():
+    """Upstream keeps indices of relative positions, which inference mode makes unfit for training."""
+    model, images, scores = apply_cts(build_existing("beit")), random_images(), random_scores(64, 64)
+    with torch.inference_mode():
+        model(images, superpatch_scores=scores)
+    model(images, superpatch_scores=scores).last_hidden_state.sum().backward()
+
+
 @torch.no_grad()
 def test_mean_pooling_averages_patches():
     model = build_existing("beit", use_mean_pooling=True)

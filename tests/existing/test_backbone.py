@@ -244,6 +244,7 @@ def test_layers_are_recorded_once(name):
         assert len(model(random_images(), output_hidden_states=True).hidden_states) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dinov2", "vit"])
 @torch.no_grad()
 def test_compiles_without_a_break(name):

@@ -34,6 +34,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "encoder"), PAIRS)
 @torch.no_grad()
 def test_heads_load_upstream_checkpoints_and_are_exact_without_sharing(head, encoder, tmp_path):

@@ -217,6 +217,7 @@ def test_in_a_subfolder_of_a_folder_and_of_a_repository(tmp_path, folder):
     assert_equal(outputs(load(REPOSITORY, **options)), expected)
 
 
+@pytest.mark.slow
 def test_plain_model_and_policy_where_the_package_is_missing(folder):
     script = """
 import sys

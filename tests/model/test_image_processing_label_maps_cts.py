@@ -69,6 +69,7 @@ def always_prune(monkeypatch):
     monkeypatch.setattr(label_maps, "_argmax_of_all", argmax_of_ties)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_labels", [4, 35])
 @pytest.mark.parametrize(("shape", "size"), SIZES)

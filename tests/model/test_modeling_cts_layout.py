@@ -44,6 +44,7 @@ def owners(shared, levels, shape):
     return cells
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder_type", DECODERS)
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @torch.no_grad()

@@ -88,8 +88,11 @@ def _set_random_state(state: torch.Tensor, device: torch.device) -> None:
 
 
 def before_bias(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    """The bias of all pairs of patches is not wanted: that of a single patch costs nothing."""
-    return (((1, 1),), {}) if sharing_call() is not None else None
+    """The bias of all pairs of patches is not wanted: that of one or two patches costs nothing."""
+    if sharing_call() is None:
+        return None
+    # Upstream keeps the indices of a size, and those of inference mode would fail in training.
+    return ((1, 1) if torch.is_inference_mode_enabled() else (1, 2),), {}
 
 
 def after_bias(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
