@@ -92,7 +92,8 @@ def before_bias(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, di
     if sharing_call() is None:
         return None
     # Upstream keeps the indices of a size, and those of inference mode would fail in training.
-    return ((1, 1) if torch.is_inference_mode_enabled() else (1, 2),), {}
+    is_inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+    return ((1, 1) if is_inference else (1, 2),), {}
 
 
 def after_bias(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
