@@ -134,18 +134,18 @@ def count_multiply_adds(
     Multiply-adds of a forward pass of one image: those of matrix products, attention and convolutions.
 
     Args:
-        model: of any device and type; a copy without values is counted.
+        model: of any device and type. A copy runs once, as not all heads run without values.
         image_size: height and width in pixels.
         token_reduction: the budget.
         runs_policy: whether the model's policy is part of it, or else its scores are given.
     """
-    empty = copy.deepcopy(model).to("meta")
-    empty.set_attn_implementation("eager")  # whatever kernel there is, it computes these products
-    _, embeddings = find_encoder(empty)
-    scores = {} if runs_policy else {"superpatch_scores": torch.zeros(1, *scores_shape(empty, image_size))}
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        images = torch.zeros(1, patch_projection(embeddings).in_channels, *image_size)
-        empty(images, token_reduction=token_reduction, **scores, **call_options(empty))
+    counted = copy.deepcopy(model)
+    counted.set_attn_implementation("eager")  # whatever kernel there is, it computes these products
+    weight = patch_projection(find_encoder(counted)[1]).weight
+    images = torch.zeros(1, weight.shape[1], *image_size, dtype=weight.dtype, device=weight.device)
+    scores = {} if runs_policy else {"superpatch_scores": torch.zeros(1, *scores_shape(counted, image_size))}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        counted(images, token_reduction=token_reduction, **scores, **call_options(counted))
     return counter.get_total_flops() // 2
 
 

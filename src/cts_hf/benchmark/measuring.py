@@ -299,7 +299,8 @@ def build_model(arguments: BenchmarkArguments) -> Model:
         model = CtsForSemanticSegmentation(load_config(arguments.model))
     else:
         model = load_segmenter(arguments.model)
-    model.set_attn_implementation(arguments.attn_implementation)
+    if arguments.attn_implementation != "sdpa" or type(model)._supports_sdpa:  # some wrappers name none themselves
+        model.set_attn_implementation(arguments.attn_implementation)
     model = model.to(arguments.device, getattr(torch, arguments.dtype)).eval()
     if arguments.given_scores and isinstance(model, CtsForSemanticSegmentation):
         model.cts.policy = None

@@ -116,7 +116,8 @@ def after_bias(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Te
     )
     values = torch.cat([values.flatten(2)[0], table[-3:].t()], dim=1)  # (heads, displacements)
     index = call.bias_index.to(values.device)
-    bias = values.index_select(1, index.flatten()).unflatten(1, index.shape)
+    # `gather` takes half the time of `index_select` here.
+    bias = values.gather(1, index.flatten().expand(len(values), -1)).unflatten(1, index.shape)
     return bias.transpose(0, 1)
 
 
