@@ -137,6 +137,15 @@ def test_compiled_and_exported(name):
         torch.testing.assert_close(states(outputs), states(expected), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_head_is_compiled_whose_output_no_annotation_names():
+    model, images = apply_cts(build_existing("zoedepth"), tiny_policy()), random_images()
+    torch._dynamo.reset()
+    outputs = torch.compile(model, fullgraph=True, backend="eager")(images)
+    assert torch.equal(outputs.predicted_depth, model(images).predicted_depth)
+
+
 REFUSED_MODELS = {
     "swin": lambda: transformers.SwinModel(
         transformers.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2])
