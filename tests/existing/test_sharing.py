@@ -34,9 +34,8 @@ def test_the_policy_chooses(name):
 
 @torch.no_grad()
 def test_a_policy_of_several_levels_serves_with_its_first():
-    policy, images = tiny_policy(superpatch_levels=(2, 4)), random_images(2, 48, 80)
+    policy, images = tiny_policy(superpatch_levels=(2, 4), image_mean=0.5, image_std=0.5), random_images(2, 48, 80)
     model = apply_cts(build_existing("dinov2"), policy, image_mean=0.5, image_std=0.5)
-    policy.config.image_mean = policy.config.image_std = 0.5
     logits = policy(images).logits[0][:, :, :3, :5]
     outputs = model(images)
     scores = logits[:, 1] - logits[:, 0]
@@ -71,3 +70,21 @@ def test_the_policy_stays_frozen_and_in_evaluation_mode():
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(parameter.grad is None for parameter in model.token_sharing.policy.parameters())
     assert not model.token_sharing.policy.training
+
+
+@torch.no_grad()
+def test_a_policy_may_be_given_to_several_models():
+    """Each has its own copy: what is done to one model does nothing to the others, nor to the policy."""
+    policy, images = tiny_policy().train(), random_images()
+    state = copy.deepcopy(policy.state_dict())
+    model = apply_cts(build_existing("dinov2"), policy)
+    expected = model(images)
+    other = apply_cts(build_existing("dinov2").to(torch.bfloat16), policy)
+    assert other.token_sharing.policy.dtype == torch.bfloat16
+    assert other(images.bfloat16()).num_tokens.tolist() == [46, 46]
+    assert policy.training
+    assert all(parameter.requires_grad for parameter in policy.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in policy.state_dict().items())
+    outputs = model(images)
+    assert torch.equal(outputs.shared_superpatches, expected.shared_superpatches)
+    assert torch.equal(outputs.last_hidden_state, expected.last_hidden_state)

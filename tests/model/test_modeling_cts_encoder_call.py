@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from cts_hf import apply_cts, remove_cts
+from cts_hf.model.modeling_cts_encoder_call import current_call
 
 from ..helpers.existing_models import ENCODER_KINDS, build_existing, call_existing, random_scores, states
-from ..helpers.models import random_images
+from ..helpers.models import random_images, tiny_policy
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -93,3 +94,39 @@ def test_an_error_in_a_call_leaves_the_next_one_alone():
     # A part of it, called by itself, is no call of the model.
     assert model.embeddings(images).shape[1] == 65
     assert torch.equal(model(images, superpatch_scores=scores).last_hidden_state, expected)
+
+
+class Left(BaseException):
+    """As `KeyboardInterrupt`, which hooks after a forward do not see."""
+
+
+@torch.no_grad()
+def test_an_interrupt_in_a_call_leaves_no_call_behind():
+    model = apply_cts(build_existing("upernet_dinov2"), tiny_policy())
+    inside, images, scores = model.backbone, random_images(), random_scores(64, 64)
+    expected, expected_inside = model(images).logits, inside(images).feature_maps[-1]
+
+    def interrupt(*args):
+        raise Left
+
+    handle = inside.layernorm.register_forward_hook(interrupt)
+    for _ in range(2):
+        with pytest.raises(Left) as error:
+            model(images, superpatch_scores=scores, token_reduction=0.75)
+        assert error.traceback
+    handle.remove()
+    assert current_call() is None
+    assert inside.embeddings(images).shape[1] == 65
+    assert torch.equal(inside(images).feature_maps[-1], expected_inside)
+    assert torch.equal(model(images).logits, expected)
+
+
+@torch.no_grad()
+def test_an_export_that_fails_leaves_no_call_behind():
+    model, images = apply_cts(build_existing("dinov2"), tiny_policy()), random_images()
+    expected = model(images).last_hidden_state
+    handle = model.layernorm.register_forward_hook(lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        torch.export.export(model, (images,), {"token_reduction": 0.6}, strict=False)
+    handle.remove()
+    assert torch.equal(model(images).last_hidden_state, expected)

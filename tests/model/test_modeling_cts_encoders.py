@@ -1,10 +1,13 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
 
+import copy
+
 import pytest
 import torch
 
 from cts_hf import apply_cts, remove_cts
+from cts_hf.model.modeling_cts_encoders import find_encoder, patch_projection
 
 from ..helpers.existing_models import (
     ENCODER_KINDS,
@@ -16,7 +19,7 @@ from ..helpers.existing_models import (
     states,
     tensors,
 )
-from ..helpers.models import random_images
+from ..helpers.models import random_images, tiny_policy
 
 
 @pytest.mark.parametrize("name", [*ENCODER_KINDS, "eomt", "eomt_dinov3"])
@@ -92,3 +95,59 @@ def test_mean_pooling_averages_patches():
     outputs = apply_cts(model)(images, superpatch_scores=random_scores(64, 64))
     pooled = model.pooler.layernorm(outputs.last_hidden_state[:, 1:].mean(1))
     torch.testing.assert_close(outputs.pooler_output, pooled, rtol=1e-5, atol=1e-5)
+
+
+class Adapted(torch.nn.Module):
+    """A projection with a second one beside it, as adapters wrap it: nothing but `weight` is that of a convolution."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.weight = base, base.weight
+        self.added = torch.nn.Conv2d(base.in_channels, base.out_channels, base.kernel_size, base.stride)
+
+    def forward(self, pixel_values):
+        return self.base(pixel_values) + self.added(pixel_values)
+
+
+def set_projection(model, projection):
+    _, embeddings = find_encoder(model)
+    holder = embeddings.patch_embeddings
+    if hasattr(holder, "projection"):
+        holder.projection = projection
+    else:
+        embeddings.patch_embeddings = projection
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov3"])
+@torch.no_grad()
+def test_a_projection_may_be_replaced_or_wrapped_at_any_time(name):
+    images, scores = random_images(), random_scores(64, 64)
+    model, never = build_existing(name), build_existing(name)
+    before = patch_projection(find_encoder(model)[1])
+    adapted, plain = Adapted(before), copy.deepcopy(before)
+    plain.weight.data.mul_(0.5)
+    apply_cts(model)
+    for projection in (adapted, plain, adapted, before):
+        set_projection(model, projection)
+        set_projection(never, copy.deepcopy(projection))
+        for _ in range(2):
+            outputs = call_existing(model, name, images, superpatch_scores=scores)
+            assert outputs.num_tokens.tolist() == [46, 46]
+        expected = call_existing(apply_cts(never), name, images, superpatch_scores=scores)
+        assert torch.equal(outputs.last_hidden_state, expected.last_hidden_state)
+        remove_cts(never)
+    set_projection(model, adapted)
+    call_existing(model, name, images, superpatch_scores=scores)
+    remove_cts(model)
+    for module in (model, adapted, before, plain):
+        assert not any(part._forward_hooks for part in module.modules() if isinstance(part, Adapted | torch.nn.Conv2d))
+    apply_cts(model, tiny_policy())  # which needs the sizes of patches and images
+    assert call_existing(model, name, images).num_tokens.tolist() == [46, 46]
+
+
+def test_a_projection_that_is_replaced_before_a_model_is_exported_is_refused():
+    model = apply_cts(build_existing("dinov2"), tiny_policy())
+    set_projection(model, copy.deepcopy(patch_projection(find_encoder(model)[1])))
+    with pytest.raises(ValueError, match="must be that of the last call where a model is compiled or exported"):
+        torch.export.export(model, (random_images(),), strict=False)
+    assert model(random_images()).num_tokens.tolist() == [46, 46]

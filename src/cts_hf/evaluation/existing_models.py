@@ -20,8 +20,9 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import ModelOutput, cached_file
 
-from ..existing.apply import TokenSharing, apply_cts, remove_cts
+from ..existing.apply import apply_cts, remove_cts
 from ..existing.saving import load_cts
+from ..existing.sharing import TokenSharing
 from ..hub.loading import is_own_model, load_complete, load_policy_folder, load_processor, load_segmenter, read_config
 from ..hub.normalization import Normalization, processor_normalization
 from ..hub.problems import first_line
