@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cts_hf import apply_cts, remove_cts
-from cts_hf.model.modeling_cts_encoder_call import current_call
+from cts_hf.model.modeling_cts_encoder_call import _call, current_call
 
 from ..helpers.existing_models import ENCODER_KINDS, build_existing, call_existing, random_scores, states
 from ..helpers.models import random_images, tiny_policy
@@ -118,6 +118,7 @@ def test_an_interrupt_in_a_call_leaves_no_call_behind():
     assert current_call() is None
     assert inside.embeddings(images).shape[1] == 65
     assert torch.equal(inside(images).feature_maps[-1], expected_inside)
+    assert _call.get() is None  # nor the tensors that it held
     assert torch.equal(model(images).logits, expected)
 
 

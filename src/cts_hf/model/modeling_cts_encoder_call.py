@@ -116,8 +116,11 @@ def begin_call(call: EncoderCall, frame: FrameType | None = None) -> Any:
         frame (`FrameType`, *optional*): Of the function that the call runs in: without it, the call is over. Whoever
             cannot be sure to end the call gives it, as hooks that do not run where a `KeyboardInterrupt` ends a model.
     """
-    if _call.compiling and not torch.compiler.is_compiling():
-        _call.reset(None)  # of an export that failed
+    if not torch.compiler.is_compiling():
+        if _call.compiling:
+            _call.reset(None)  # of an export that failed
+        if current_call() is None:
+            _call.set(None)  # of a call that was interrupted, whose frames hold images and states
     return _call.set((call, frame))
 
 
