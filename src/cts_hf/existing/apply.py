@@ -10,7 +10,6 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..hub.loading import load_policy_folder
-from ..model.configuration_cts_checks import channel_values
 from ..model.modeling_cts_encoder_call import forget_call_in_checkpoints
 from ..model.modeling_cts_encoders import encoder_config, find_encoder, install_hooks, patch_height_and_width
 from ..model.modeling_cts_policy import CtsPolicyModel
@@ -95,11 +94,7 @@ def apply_cts(
     adapter, embeddings = find_encoder(model)
     config = encoder_config(model)
     default = adapter.normalization if config.num_channels == 3 else (0.5, 0.5)
-    mean, std = find_normalization(model, image_mean, image_std, default)
-    mean, std = (
-        tuple(channel_values(name, value, config.num_channels))
-        for name, value in (("image_mean", mean), ("image_std", std))
-    )
+    mean, std = find_normalization(model, image_mean, image_std, default, config.num_channels)
     if policy is not None:
         policy = _prepare_policy(policy, config, embeddings)
 
