@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import os
+import sys
 
 import pytest
 
@@ -24,4 +25,19 @@ def _own_cache_of_data_sets(tmp_path_factory):
     """Neither leftovers of other runs nor a home that can be written to decide what tests find."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        # For threads that end with the process, which a test does not.
+        patch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
         yield
+
+
+@pytest.fixture
+def drawn_panels():
+    """Draws the panels of trainings as they are, for tests that look at them."""
+
+
+@pytest.fixture(autouse=True)
+def _plain_panels(request, monkeypatch):
+    """Leaves the image alone as the panels of trainings, which take longer to draw than tiny models to train."""
+    report = sys.modules.get("cts_hf.training.report")
+    if report is not None and "drawn_panels" not in request.fixturenames:
+        monkeypatch.setattr(report, "prediction_panel", lambda image, *args, **options: image)

@@ -17,6 +17,7 @@ from cts_hf.evaluation.windows import InferenceOptions, View, segment, with_flip
 
 from ..helpers.models import tiny_model
 from ..helpers.scenes import NUM_SCENES, processor, scene_model, scenes
+from ..helpers.slow import slow_but
 
 
 WINDOWS = {"window": 48, "stride": 32}
@@ -67,7 +68,7 @@ def test_windows_scales_and_flips_as_segment_gives_them():
     assert result["mean_iou"] == pytest.approx(expected.compute()["mean_iou"])
 
 
-@pytest.mark.parametrize("options", [{}, {**WINDOWS, "flip": True}])
+@pytest.mark.parametrize("options", slow_but([{}], [{}, {**WINDOWS, "flip": True}]))
 def test_streamed_rows_and_several_sharings_at_once_change_nothing(options):
     model, options = scene_model(), InferenceOptions(**options, batch_size=2)
     sharings = [Sharing(strategy, 0.3) for strategy in STRATEGIES[1:]] + [Sharing("learned", 0)]
@@ -271,7 +272,7 @@ def ious_by_hand(model, root, token_reduction, scales=(1.0,), flip=False, **wind
     return counts.diagonal() / (counts.sum(0) + counts.sum(1) - counts.diagonal())
 
 
-@pytest.mark.parametrize("options", [{}, {**WINDOWS, "scales": [0.5, 1.0], "flip": True}])
+@pytest.mark.parametrize("options", slow_but([{}], [{}, {**WINDOWS, "scales": [0.5, 1.0], "flip": True}]))
 @torch.no_grad()
 def test_images_of_any_size_and_mode(tmp_path, options):
     model, data = tiny_model().double(), load_folder(write_odd_folder(tmp_path))
@@ -298,7 +299,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 64, "stride": 48, "flip": True}])
+@pytest.mark.parametrize("options", slow_but([{}], [{}, {"window": 64, "stride": 48, "flip": True}]))
 def test_no_more_than_the_full_logits_of_one_image(options):
     rows = [{"image": Image.new("RGB", (256, 256)), "label": Image.new("L", (256, 256))}] * 4
     model, options = tiny_model(num_labels=150), InferenceOptions(batch_size=4, **options)

@@ -15,6 +15,7 @@ from cts_hf.data import SCENE_CLASSES, build_scenes
 from ..helpers.existing_models import save_existing
 from ..helpers.models import tiny_model, tiny_policy
 from ..helpers.scripts import ROOT, ClosedPipe, command_line, launch, run_main, run_script
+from ..helpers.slow import slow_but
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +283,7 @@ def existing_options(options, tmp_path):
     return {**options, "data_dir": tmp_path / "data", "max_samples": 2}
 
 
-@pytest.mark.parametrize("name", ["beit_segmentation", "eomt", "mask2former"])
+@pytest.mark.parametrize("name", slow_but(("beit_segmentation", "eomt"), ("beit_segmentation", "eomt", "mask2former")))
 def test_models_of_transformers(monkeypatch, existing_options, name, tmp_path):
     folder, run = existing_options["output_dir"], {**existing_options, "overwrite_output_dir": True}
     sharing = {"sharing": ["learned", "random", "oracle"], "token_reduction": [0, 0.3]}

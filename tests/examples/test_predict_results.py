@@ -10,6 +10,7 @@ from PIL import Image, PngImagePlugin
 from cts_hf.evaluation.prediction_results import read_stamp
 
 from ..helpers.scripts import run_main
+from ..helpers.slow import slow_but
 from .test_predict import contents
 
 
@@ -25,7 +26,7 @@ def test_results_that_were_cut_are_made_again(monkeypatch, capsys, options):
     assert contents(out) == whole
 
 
-@pytest.mark.parametrize("overwrite", [{}, {"overwrite_output_dir": True}], ids=["", "overwrite"])
+@pytest.mark.parametrize("overwrite", slow_but([{"overwrite_output_dir": True}], [{}, {"overwrite_output_dir": True}]))
 @pytest.mark.parametrize("name", ["masks/a.png", "overlays/a.jpg"])
 def test_results_that_were_edited_are_never_replaced(monkeypatch, options, name, overwrite):
     """Pillow keeps the comment of a JPEG, and with it the stamp, as an editor may with that of a PNG."""

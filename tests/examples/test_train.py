@@ -18,6 +18,7 @@ from cts_hf.model.modeling_cts_embeddings import CtsEmbeddings
 
 from ..helpers.figures import saved_figures
 from ..helpers.models import tiny_model
+from ..helpers.slow import slow_but
 from ..helpers.training_runs import (
     TINY_DATA,
     TINY_MODEL,
@@ -48,6 +49,7 @@ def train(scenes, folder, *flags, **options):
     return train_example(scenes, folder, *flags, **options)
 
 
+@pytest.mark.usefixtures("drawn_panels")
 def test_train_makes_a_folder_that_the_pipeline_takes(scenes, tmp_path, capsys, monkeypatch):
     figures = saved_figures(monkeypatch)
     results = train(scenes, tmp_path, policy_epochs=1, eval_steps=1)
@@ -82,7 +84,7 @@ def test_train_makes_a_folder_that_the_pipeline_takes(scenes, tmp_path, capsys, 
         assert all(region["mask"].size == image.size for region in regions)
 
 
-@pytest.mark.parametrize("decoder_type", ["setr_naive", "setr_pup", "setr_mla"])
+@pytest.mark.parametrize("decoder_type", slow_but(["setr_mla"], ["setr_naive", "setr_pup", "setr_mla"]))
 def test_decoders_of_setr_are_trained_and_predict(decoder_type, scenes, tmp_path):
     options = {"decoder_type": decoder_type, "decoder_hidden_size": 8, "policy_epochs": 1}
     results = train(scenes, tmp_path, **options)
@@ -137,7 +139,7 @@ def save_trained(folder, **options):
 
 
 @pytest.mark.parametrize("num_labels", [5, len(SCENE_CLASSES)])
-@pytest.mark.parametrize("decoder_type", ["mask_transformer", "linear"])
+@pytest.mark.parametrize("decoder_type", slow_but(["mask_transformer"], ["mask_transformer", "linear"]))
 def test_train_goes_on_from_a_trained_model(scenes, tmp_path, num_labels, decoder_type):
     before = save_trained(tmp_path / "trained", num_labels=num_labels, decoder_type=decoder_type)
     # Such a learning rate shows what training starts from.

@@ -24,6 +24,7 @@ from ..helpers.backbones import (
 )
 from ..helpers.existing_models import tensors
 from ..helpers.models import random_images, tiny_policy
+from ..helpers.slow import slow_but
 
 
 PAIRS = [
@@ -76,7 +77,7 @@ def test_heads_load_upstream_checkpoints_and_are_exact_without_sharing(head, enc
     assert load_file(tmp_path / "again/model.safetensors").keys() == names
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(["vit"], MODELS))
 @torch.no_grad()
 def test_heads_take_what_has_no_backbone_upstream(name, tmp_path):
     config = CtsBackboneConfig(

@@ -20,6 +20,7 @@ from cts_hf.hub.loading import load_policy_folder, load_processor, load_segmente
 
 from ..helpers.existing_models import KINDS, build_existing, call_existing, tensors
 from ..helpers.models import random_images, tiny_model, tiny_policy
+from ..helpers.slow import slow_but
 
 
 IMAGES = random_images(batch_size=1)
@@ -70,8 +71,12 @@ def folder(tmp_path):
     return tmp_path / "street"
 
 
+# An encoder, a backbone, a head on each of them, and queries.
+FAST = ("dinov3", "beit_shared_bias", "beit_segmentation", "depth_anything", "eomt")
+
+
 # Not PixioBackbone, of which transformers' own `save_pretrained` and `from_pretrained` exchange two layer norms.
-@pytest.mark.parametrize("name", sorted(KINDS.keys() - {"pixio"}))
+@pytest.mark.parametrize("name", slow_but(FAST, sorted(KINDS.keys() - {"pixio"})))
 def test_models_come_back_and_are_plain_ones_without_the_package(tmp_path, name):
     expected_plain = outputs(build_existing(name), name)
     model = shared(name, token_reduction=0.4375, image_mean=MEAN, image_std=STD)

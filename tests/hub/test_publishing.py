@@ -7,6 +7,7 @@ import base64
 import json
 import re
 import threading
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -305,12 +306,18 @@ NAMES = [
 ]
 
 
+@cache
+def once(build):
+    return build()
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("build", [tiny_model, tiny_policy, sharing_model])
 def test_names_stay_in_their_place_in_the_card(tmp_path, build, name):
-    text = model_card(build(), {name: 0.5}, title=name, name=name)
+    model = once(build)
+    text = model_card(model, {name: 0.5}, title=name, name=name)
     (tmp_path / "README.md").write_text(text, encoding="utf-8")
-    plain = model_card(build(), {"m": 0.5}, title="t", name="n")
+    plain = model_card(model, {"m": 0.5}, title="t", name="n")
     assert len(text.splitlines()) == len(plain.splitlines())
     assert ModelCard(text).data.to_dict() == ModelCard(plain).data.to_dict()
 

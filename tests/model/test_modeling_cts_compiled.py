@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounter
 from cts_hf.model.modeling_cts_grid import PatchGrid
 
 from ..helpers.models import TINY_BACKBONE, random_images, tiny_model
+from ..helpers.slow import slow_but
 
 
 @pytest.mark.slow
@@ -25,7 +26,7 @@ def test_compiles_without_graph_breaks():
 SIZES_IN_A_ROW = [(64, 64), (64, 96), (41, 70), (33, 129), (96, 96)]
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("dynamic", slow_but([None], [None, True]))
 @torch.no_grad()
 def test_images_of_sizes_that_vary_can_be_compiled(dynamic):
     """What the model resamples to sizes that it computes, alone: all of it takes long to compile."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..helpers.models import random_images, tiny_model, tiny_policy
+from ..helpers.slow import slow_but
 from .test_modeling_cts import random_labels
 
 
@@ -49,7 +50,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("autocasts", [False, True])
-@pytest.mark.parametrize("decoder_type", ["mask_transformer", "linear"])
+@pytest.mark.parametrize("decoder_type", slow_but(["mask_transformer"], ["mask_transformer", "linear"]))
 @pytest.mark.parametrize(("dtype", "dtype_of_part"), [("float32", "bfloat16"), ("bfloat16", "float32")])
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_computes_in_the_dtype_of_its_weights(part, dtype, dtype_of_part, decoder_type, autocasts):

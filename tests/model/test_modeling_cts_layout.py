@@ -12,6 +12,7 @@ from torch import nn
 from cts_hf import CtsForSemanticSegmentation, num_shared_superpatches, superpatch_targets, unshare
 
 from ..helpers.models import TINY_BACKBONE, random_images, tiny_model, tiny_policy
+from ..helpers.slow import slow_but
 
 
 DECODERS = ["mask_transformer", "linear", "setr_naive", "setr_mla"]
@@ -164,7 +165,7 @@ def between(probabilities, part):
     return values[index : index + 2].mean().item()
 
 
-@pytest.mark.parametrize("decoder_type", DECODERS)
+@pytest.mark.parametrize("decoder_type", slow_but(("mask_transformer", "setr_mla"), DECODERS))
 @pytest.mark.parametrize("policy_levels", [(2,), (2, 4)])
 @torch.no_grad()
 def test_each_image_of_a_batch_gets_what_it_gets_alone(policy_levels, decoder_type):

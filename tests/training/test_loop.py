@@ -14,6 +14,7 @@ from cts_hf import CtsForSemanticSegmentation
 from cts_hf.data import SquashTransform, collate, load_folder
 from cts_hf.training import CheckpointFolder, OptimizationArguments, build_accelerator
 
+from ..helpers.slow import slow_but
 from ..helpers.training_runs import largest_difference, train
 
 
@@ -52,7 +53,7 @@ def kill_at(monkeypatch, target, name, call):
     monkeypatch.setattr(target, name, killing)
 
 
-@pytest.mark.parametrize("at", [1, 2, 3, 5])
+@pytest.mark.parametrize("at", slow_but([1, 5], [1, 2, 3, 5]))
 def test_resumed_runs_end_with_the_same_weights(scenes, uninterrupted, tmp_path, monkeypatch, at):
     options = {"model_options": RANDOM, "max_steps": 6, "save_steps": 1}
     with monkeypatch.context() as patch:

@@ -12,6 +12,7 @@ from cts_hf.hub.output_folder import LOCK, OutputFolder
 from cts_hf.training import loop
 
 from ..helpers.locks import another_process_tries
+from ..helpers.slow import slow_but
 from ..helpers.training_runs import contents, largest_difference, no_step, train_example
 
 
@@ -90,7 +91,7 @@ def test_a_finished_model_is_replaced_only_when_asked(scenes, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("flags", [[], ["--overwrite_output_dir"]], ids=["plain", "overwrite"])
-@pytest.mark.parametrize("source", ["", "best"])
+@pytest.mark.parametrize("source", slow_but(["best"], ["", "best"]))
 def test_a_run_does_not_replace_the_model_that_it_starts_from(scenes, tmp_path, monkeypatch, flags, source):
     train_example(scenes, tmp_path, eval_steps=1)
     before = contents(tmp_path)
@@ -186,7 +187,7 @@ def test_things_in_the_way_are_found_before_the_first_step(scenes, tmp_path, mon
         train_example(scenes, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["best", "checkpoints"])
+@pytest.mark.parametrize("name", slow_but(["best"], ["best", "checkpoints"]))
 def test_another_disk_is_for_the_whole_folder(scenes, tmp_path, name):
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").mkdir()

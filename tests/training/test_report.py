@@ -13,6 +13,9 @@ from cts_hf.training.report import draw_prediction, report_segmenter, sharings_t
 from ..helpers.models import tiny_model
 
 
+pytestmark = pytest.mark.usefixtures("drawn_panels")
+
+
 @pytest.fixture
 def data():
     return load_scenes(num_train=1, num_val=1, image_size=64)
