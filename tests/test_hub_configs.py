@@ -17,11 +17,13 @@ from cts_hf.hub.normalization import HALF, check_normalization
 from cts_hf.training import DataArguments, ModelArguments
 
 from .helpers.scripts import load_script
+from .helpers.slow import slow_but
 
 
 ROOT = Path(__file__).parents[1] / "hub_configs"
 FOLDERS = sorted(path.parent for path in ROOT.glob("*/config.json"))
 SEGMENTERS = [path for path in FOLDERS if path.name.startswith("cts-segmenter")]
+OF_EACH_SIZE = {path.name.split("-")[3]: path for path in SEGMENTERS}.values()
 
 # Tokens that are not shared and that are (TRAINING.md of https://github.com/tue-mps/cts-segmenter; 640 is 30 % too).
 TOKENS = {"512": (612, 103), "480": (540, 90), "768": (960, 336), "640": (960, 160), "352": None}
@@ -107,7 +109,7 @@ def count(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("folder", SEGMENTERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", slow_but(OF_EACH_SIZE, SEGMENTERS), ids=lambda folder: folder.name)
 def test_parameters_are_those_of_others(folder):
     timm = pytest.importorskip("timm")
     config = AutoConfig.from_pretrained(folder)

@@ -11,9 +11,10 @@ from cts_hf.model.modeling_cts_encoder_call import _call, current_call
 
 from ..helpers.existing_models import ENCODER_KINDS, build_existing, call_existing, random_scores, states
 from ..helpers.models import random_images, tiny_policy
+from ..helpers.slow import slow_but
 
 
-@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("use_reentrant", slow_but([False], [True, False]))
 @pytest.mark.parametrize("name", ENCODER_KINDS)
 def test_gradient_checkpointing_changes_nothing(name, use_reentrant):
     """Also if another forward comes in between, with other tokens."""

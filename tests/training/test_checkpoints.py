@@ -58,7 +58,7 @@ def plant(file, trace, kind):
         torch.save({"state": Bomb(trace)}, file)
 
 
-@pytest.mark.parametrize("kind", ["pickle", "torch"])
+@pytest.mark.parametrize("kind", slow_but(["pickle"], ["pickle", "torch"]))
 @pytest.mark.parametrize(
     "name",
     [
