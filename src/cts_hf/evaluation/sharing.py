@@ -19,7 +19,7 @@ STRATEGIES = ("none", "learned", "random", "oracle")
 class TokenReduction:
     """
     The type of the option `--token_reduction`: reads a word of the command line or of a recipe, `0.3` as a `float` and
-    `0.2,0.3`, what each of several levels removes, as a `tuple`. [`format_reduction`] is the inverse.
+    `0.2,0.3`, what each of several levels removes, as a `tuple`.
     """
 
     allowed = "a decimal number, such as 0.3, or one for each level, such as 0.2,0.3"
