@@ -40,11 +40,11 @@ class Row(NamedTuple):
 
     Attributes:
         index: of the row.
-        label: (H, W) uint8 class ids at the size of the original image.
+        label: (H, W) uint8 class ids at the size of the original image; None where the row has none.
     """
 
     index: int
-    label: Tensor
+    label: Tensor | None
 
 
 def evaluate_segmentation(
@@ -308,9 +308,10 @@ class _Rows:
         return self.prepare(index, self.dataset[index])
 
     def prepare(self, index: int, row: dict[str, Image.Image]) -> PreparedImage:
-        label = torch.from_numpy(np.array(row["label"]))
-        inputs = resized_images(row["image"], self.processor, self.options)
-        return PreparedImage(Row(index, label), inputs, tuple(label.shape))
+        image, label = row["image"], row["label"]
+        label = None if label is None else torch.from_numpy(np.array(label))
+        size = (image.height, image.width) if label is None else tuple(label.shape)
+        return PreparedImage(Row(index, label), resized_images(image, self.processor, self.options), size)
 
     def streamed(self, batch_size: int) -> Iterator[list[tuple[int, dict[str, Image.Image]]]]:
         rows = enumerate(self.dataset)
