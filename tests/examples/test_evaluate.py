@@ -375,6 +375,7 @@ def test_models_of_transformers_are_refused_with_other_classes_or_windows(
 @pytest.mark.parametrize("more", [{"batch_size": 2}, {"window": 48, "stride": 32, "flip": True, "max_samples": 1}])
 def test_two_processes_give_what_one_gives(monkeypatch, options, more, tmp_path):
     run = {**options, **more, "sharing": ["learned", "random", "oracle"], "token_reduction": [0, 0.3]}
+    run["sharing_threshold"] = 0.5
     run_main(monkeypatch, "evaluate.py", **run)
     finished = launch("evaluate.py", 2, **{**run, "output_dir": tmp_path / "two"})
     assert finished.returncode == 0, finished.stderr

@@ -247,6 +247,12 @@ class ModelArguments:
             )
         _check_normalization(self, "image_mean", "image_std")
         check_threshold(self.sharing_threshold)
+        if self.backbone and (self.levels != (2,) or self.sharing_threshold is not None):
+            raise ValueError(
+                "`superpatch_levels` must be 2 and `sharing_threshold` unset with a `backbone`, which has as many "
+                f"tokens for all images of a batch, got {self.superpatch_levels} and {self.sharing_threshold}: leave "
+                "them out."
+            )
         if self.superpatch_levels is not None or not self.model:  # else the model has them
             check_token_reduction(self.token_reduction, self.levels)
         if self.sharing_threshold is not None and is_nothing(self.token_reduction):
