@@ -193,7 +193,11 @@ def test_train_with_a_threshold(scenes, train_policy, tmp_path):
     ]
     assert CtsConfig.from_pretrained(tmp_path / "run").sharing_threshold == 0.5
     assert "from a probability of 0.5 on" in (tmp_path / "run" / "README.md").read_text()
-    # Resumed, it ends with the same weights.
+
+
+@pytest.mark.slow
+def test_training_with_a_threshold_is_resumed_with_the_same(scenes, train_policy, tmp_path):
+    folder, _ = train_policy
     train(scenes, tmp_path / "resumed", policy=folder, sharing_threshold=0.5, max_steps=1, save_steps=1)
     resumed = {"policy": folder, "max_steps": 2, "save_steps": 1, "resume_from_checkpoint": "latest"}
     with pytest.raises(ValueError, match=r"sharing_threshold 0\.5 -> 0\.9"):
