@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, BaseImageProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModel, BaseImageProcessor, PreTrainedModel
 
 from ..existing import apply_cts, load_cts
 from ..model.configuration_cts import CtsPolicyConfig
@@ -118,7 +118,10 @@ def build_existing(
         return load_cts(source)
     if preset is None:
         config = AutoConfig.from_pretrained(source)
-        model = getattr(transformers, (config.architectures or ["AutoModel"])[0])(config)
+        if config.architectures:
+            model = getattr(transformers, config.architectures[0])(config)
+        else:
+            model = AutoModel.from_config(config)
     else:
         model = EXISTING_PRESETS[preset].build()
     policy = None

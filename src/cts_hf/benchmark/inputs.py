@@ -3,7 +3,7 @@
 """What models are measured with: other pictures, scores and logits each time, drawn at random or read from files."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,6 @@ from torch.nn.functional import interpolate
 from transformers import PreTrainedModel
 from transformers.image_utils import load_image
 
-from ..evaluation.prediction import find_images
-from ..model.configuration_cts import CtsConfig
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_grid import PatchGrid
 from ..model.modeling_cts_policy import CtsPolicyModel
@@ -62,7 +60,7 @@ def draw_batches(
     batch_size: int,
     token_reduction: Reduction | None,
     sharing_threshold: float | None,
-    images: Path | None = None,
+    images: Sequence[Path] | None = None,
 ) -> Iterator[Batch]:
     """
     Batches without end, no two of them alike but where there are few image files; the same ones in every call.
@@ -74,7 +72,7 @@ def draw_batches(
         token_reduction: with a threshold, what images lose on average: scores are drawn so that each image loses
             another fraction. With a threshold alone, the policy decides.
         sharing_threshold: the probability that superpatches share from; `None` for a budget.
-        images: folder of pictures, which are resized to `image_size`; `None` for random ones.
+        images: files of pictures, which are taken in turn and resized to `image_size`; `None` for random ones.
     """
     is_own = isinstance(model, CtsForSemanticSegmentation)
     of_images = model.config if is_own else model.token_sharing
@@ -85,21 +83,18 @@ def draw_batches(
         pictures = _read_pictures(images, image_size)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (of_images.image_mean, of_images.image_std))
     fixed_options = {} if is_own else call_options(model)
-    draws_scores = policy_of(model) is None or (sharing_threshold is not None and token_reduction is not None)
+    scores = None
     if sharing_threshold is not None and token_reduction is not None:
-        reductions = _differing_reductions(token_reduction, tuple(model.config.superpatch_levels))
+        scores = _random_scores(model, image_size, batch_size, generator)
+        scores = _scores_around(sharing_threshold, token_reduction, scores, tuple(model.config.superpatch_levels))
+    elif policy_of(model) is None:
+        scores = _random_scores(model, image_size, batch_size, generator)
     for index in count():
         taken = list(islice(pictures, batch_size))
         pixels = torch.from_numpy(np.stack(taken)).permute(0, 3, 1, 2) / 255
         pixel_values = ((pixels - mean) / std).contiguous().to(model.device, model.dtype)
-        options = dict(fixed_options)
-        if draws_scores and sharing_threshold is None:
-            options["superpatch_scores"] = _random_scores(model, image_size, batch_size, generator)
-        elif draws_scores:
-            scores = _random_scores(model, image_size, batch_size, generator)
-            budgets = list(islice(reductions, batch_size))
-            options["superpatch_scores"] = _scores_around(sharing_threshold, scores, budgets, model.config)
-        yield Batch(index, taken, pixel_values, options)
+        drawn = {} if scores is None else {"superpatch_scores": next(scores)}
+        yield Batch(index, taken, pixel_values, {**fixed_options, **drawn})
 
 
 def smooth_maps(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -123,21 +118,23 @@ def _random_pictures(shape: tuple[int, int, int], generator: torch.Generator) ->
         yield (255 * picture).byte().permute(1, 2, 0).contiguous().numpy()
 
 
-def _read_pictures(folder: Path, size: tuple[int, int]) -> Iterator[np.ndarray]:
+def _read_pictures(images: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray]:
     height, width = size
-    for path in cycle(find_images(folder).values()):
+    for path in cycle(images):
         yield np.array(load_image(str(path)).resize((width, height)))
 
 
 def _random_scores(
     model: Model, image_size: tuple[int, int], batch_size: int, generator: torch.Generator
-) -> tuple[Tensor, ...]:
+) -> Iterator[tuple[Tensor, ...]]:
+    """For each superpatch of each level a number from 0 to 1, batch after batch."""
     if isinstance(model, CtsForSemanticSegmentation):
         grid = PatchGrid.of_config(model.config, image_size)
         shapes = [grid.shape(level) for level in grid.levels]
     else:
         shapes = [scores_shape(model, image_size)]
-    return tuple(torch.rand(batch_size, *shape, generator=generator).to(model.device) for shape in shapes)
+    while True:
+        yield tuple(torch.rand(batch_size, *shape, generator=generator).to(model.device) for shape in shapes)
 
 
 def _differing_reductions(token_reduction: Reduction, levels: tuple[int, ...]) -> Iterator[tuple[float, ...]]:
@@ -153,19 +150,25 @@ def _differing_reductions(token_reduction: Reduction, levels: tuple[int, ...]) -
 
 
 def _scores_around(
-    sharing_threshold: float, scores: tuple[Tensor, ...], reductions: list[tuple[float, ...]], config: CtsConfig
-) -> tuple[Tensor, ...]:
-    """Scores by which the threshold shares the superpatches that budgets share by random ones."""
-    levels = tuple(config.superpatch_levels)
-    rows, columns = (levels[0] * side for side in scores[0].shape[1:])
-    wanted = torch.tensor(reductions, device=scores[0].device, dtype=torch.float64)
-    budgets = num_shared_superpatches(wanted if wanted.shape[1] > 1 else wanted[:, 0], rows * columns, levels)
-    shared = build_layout(scores, budgets, levels=levels).shared_superpatches
+    sharing_threshold: float,
+    token_reduction: Reduction,
+    random_scores: Iterator[tuple[Tensor, ...]],
+    levels: tuple[int, ...],
+) -> Iterator[tuple[Tensor, ...]]:
+    """Scores by which the threshold shares what differing budgets share by random ones."""
+    # A score is the logarithm of the odds.
     threshold_score = math.log(sharing_threshold / (1 - sharing_threshold))
-    return tuple(
-        torch.where(of_level, threshold_score + 1, threshold_score - 1)
-        for of_level in (shared if isinstance(shared, tuple) else (shared,))
-    )
+    reductions = _differing_reductions(token_reduction, levels)
+    for scores in random_scores:
+        batch_size, rows, columns = scores[0].shape
+        wanted = torch.tensor(list(islice(reductions, batch_size)), dtype=torch.float64)
+        wanted = wanted if isinstance(token_reduction, tuple) else wanted[:, 0]
+        budgets = num_shared_superpatches(wanted.to(scores[0].device), levels[0] ** 2 * rows * columns, levels)
+        shared = build_layout(scores, budgets, levels=levels).shared_superpatches
+        yield tuple(
+            torch.where(of_level, threshold_score + 1, threshold_score - 1)
+            for of_level in (shared if isinstance(shared, tuple) else (shared,))
+        )
 
 
 __all__ = ["Batch", "Model", "Reduction", "draw_batches", "policy_of", "smooth_maps"]

@@ -9,7 +9,7 @@ and the ratio is the median over these pairs.
 
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -23,6 +23,7 @@ from transformers import HfArgumentParser
 
 from ..evaluation.command_line import print_text
 from ..evaluation.cost import multiply_adds
+from ..evaluation.prediction import find_images
 from ..hub.output_file import prepare_file, written_whole
 from ..model.image_processing_label_maps_cts import upsampled_argmax
 from ..model.modeling_cts import CtsForSemanticSegmentation
@@ -35,7 +36,7 @@ from .presets import PRESETS
 from .report import format_report, plot_report
 from .running import KINDS, Runner
 from .summary import memory_ratio, summarize_end_to_end, summarize_forward
-from .timing import Stopwatch, peak_memory
+from .timing import peak_memory
 
 
 @torch.inference_mode()
@@ -48,7 +49,7 @@ def measure(
     compile: bool = False,
     *,
     sharing_threshold: float | None = None,
-    images: str | Path | None = None,
+    images: Sequence[Path] | None = None,
     draws_logits: bool = False,
     end_to_end: EndToEnd | None = None,
 ) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def measure(
         rounds (`int`, *optional*): Pairs of runs; by default as many as fit in half a minute, from 3 to 20.
         compile (`bool`): Whether to compile the model. The times of the parts are those of the uncompiled one.
         sharing_threshold (`float`, *optional*): Probability to share from, instead of a budget.
-        images (`str` or `Path`, *optional*): Folder of pictures, instead of random ones.
+        images (`Sequence[Path]`, *optional*): Files of pictures, resized to `image_size`, instead of random ones.
         draws_logits (`bool`): Whether smooth random logits take the place of a Segmenter's before label maps are made
             of them, as they should if its weights are random.
         end_to_end ([`EndToEnd`], *optional*): How pictures become label maps, to measure that around each forward.
@@ -90,9 +91,11 @@ def measure(
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=False) if compile else model
     with nullcontext() if compile else runner.marked_parts():
-        memory, milliseconds = _warm_up(runner, compiled, batches)
+        times = [runner.run(compiled, kind, next(batches))[0] for kind in KINDS]  # before anything is timed
+        if compile:  # that was the compilation
+            times = [runner.run(compiled, kind, next(batches))[0] for kind in KINDS]
         if rounds is None:
-            rounds = int(np.clip(30_000 / milliseconds, 3, 20))
+            rounds = int(np.clip(30_000 / sum(sum(parts.values()) for parts in times), 3, 20))
         runner.run_pairs(compiled, batches, rounds)
     in_parts = runner
     if compile and runner.is_own:
@@ -100,6 +103,7 @@ def measure(
         with in_parts.marked_parts():
             in_parts.run_pairs(model, batches, 3)
 
+    memory = _peak_memories(runner, compiled, next(batches))  # last, as the first run leaves what later ones use
     costs = _costs(runner, image_size, batch_size, token_reduction if sharing_threshold is None else None)
     upsampling = _upsampling_time(runner, next(batches), image_size) if runner.is_own else 0.0
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) / 2**20
@@ -131,23 +135,16 @@ def measure(
     return {**case, **result}
 
 
-def _warm_up(runner: Runner, compiled: Any, batches: Iterator[Batch]) -> tuple[dict[str, dict[str, float]], float]:
-    """Peak memory in MiB of the forward, and of the whole way, of each kind; and milliseconds of both kinds."""
-    memory: dict[str, dict[str, float]] = {"forward": {}, "end_to_end": {}}
-    ways = {"forward": runner.forward}
+def _peak_memories(runner: Runner, compiled: Any, batch: Batch) -> dict[str, dict[str, float]]:
+    """MiB of the forward, and of the whole way if that is measured, by kind."""
+    ways: dict[str, Callable[..., Any]] = {"forward": runner.forward}
     if runner.end_to_end is not None:
         ways["end_to_end"] = runner.run
-    milliseconds, stopwatch = 0.0, Stopwatch(runner.model.device)
-    for kind in KINDS:
-        batch = next(batches)
-        if compiled is not runner.model:
-            runner.run(compiled, kind, batch)
-        for name, way in ways.items():
-            stopwatch.start()
-            memory[name][kind] = peak_memory(partial(way, compiled, kind, batch), runner.model.device)
-            stopwatch.mark("way")
-        milliseconds += stopwatch.parts()["way"]  # of the last one, which is measured
-    return memory, milliseconds
+    device = runner.model.device
+    return {
+        name: {kind: peak_memory(partial(way, compiled, kind, batch), device) for kind in KINDS}
+        for name, way in ways.items()
+    }
 
 
 def _costs(
@@ -169,11 +166,12 @@ def _costs(
 
 
 def _upsampling_time(runner: Runner, batch: Batch, image_size: tuple[int, int]) -> float:
-    logits = runner.realistic_logits(runner.forward(runner.model, "cts", batch), batch)
+    outputs = runner.forward(runner.model, "cts", batch)
+    runner.replace_logits(outputs, batch)
     times = []
     for _ in range(3):
         runner.stopwatch.start()
-        for image_logits in logits:
+        for image_logits in outputs.logits:
             upsampled_argmax(image_logits, image_size)
         runner.stopwatch.mark("upsampling")
         times.append(runner.stopwatch.parts()["upsampling"])
@@ -214,6 +212,7 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
     Returns:
         `dict`: The `setup`, all `rows` as [`measure`] gives them, and the first row's results once more.
     """
+    images = None if arguments.images is None else list(find_images(arguments.images).values())
     model = build_model(arguments)
     own_batch_size = PRESETS[arguments.preset].batch_size if arguments.preset in PRESETS else 1
     is_own, is_random = isinstance(model, CtsForSemanticSegmentation), has_random_weights(arguments)
@@ -229,7 +228,7 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
             arguments.rounds,
             arguments.compile,
             sharing_threshold=sharing_threshold,
-            images=arguments.images,
+            images=images,
             draws_logits=is_own and is_random,
             end_to_end=end_to_end,
         )

@@ -67,7 +67,7 @@ class Runner:
         outputs = self.forward(forward, kind, batch)
         self.stopwatch.mark("unsharing" if self.is_own else "forward")
         if self.end_to_end is not None:
-            self.realistic_logits(outputs, batch)
+            self.replace_logits(outputs, batch)
             self.stopwatch.mark("not counted")
             self.end_to_end.postprocess(outputs, features)
             self.stopwatch.mark("postprocessing")
@@ -75,16 +75,15 @@ class Runner:
         parts.pop("not counted", None)
         return parts, outputs
 
-    def realistic_logits(self, outputs: ModelOutput, batch: Batch) -> Tensor:
+    def replace_logits(self, outputs: ModelOutput, batch: Batch) -> None:
         """
-        A Segmenter's logits, of which smooth random ones take the place if that was asked for, in the same layout in
-        memory and the same ones for both kinds: those of random weights are like no trained model's, and how long a
-        label map takes depends on them.
+        Puts smooth random logits in the place of a Segmenter's if that was asked for, the same for both kinds and in
+        the same layout in memory: those of random weights are like no trained model's, and how long a label map takes
+        depends on them.
         """
         if self.draws_logits:
             generator = torch.Generator().manual_seed(batch.index)
             outputs.logits.copy_(smooth_maps(tuple(outputs.logits.shape), generator))
-        return outputs.logits
 
     def run_pairs(self, forward: Callable[..., ModelOutput], batches: Iterator[Batch], rounds: int) -> None:
         """Runs both kinds on so many batches, by turns first, and keeps their times and tokens."""
