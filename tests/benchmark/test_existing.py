@@ -11,6 +11,7 @@ from cts_hf import apply_cts, save_cts
 from cts_hf.benchmark.arguments import BenchmarkArguments
 from cts_hf.benchmark.end_to_end import EndToEnd
 from cts_hf.benchmark.existing import EXISTING_PRESETS, count_multiply_adds, scores_shape
+from cts_hf.benchmark.existing import build_existing as build_preset
 from cts_hf.benchmark.measuring import main, measure, run_benchmark
 
 from ..helpers.existing_models import build_existing
@@ -92,6 +93,18 @@ def test_models_without_label_maps_have_no_way_to_them(tmp_path):
 
 def test_an_odd_last_row_has_no_scores():
     assert scores_shape(build_existing("dinov2"), (72, 56)) == (4, 3)
+
+
+def test_folders_of_plain_models_and_of_models_that_share_are_opened_with_their_weights(tmp_path):
+    plain = build_existing("dinov2")
+    plain.save_pretrained(tmp_path / "plain")
+    save_cts(apply_cts(build_existing("dinov2"), tiny_policy(), 0.2), tmp_path / "shared")
+    for folder, token_reduction in (("plain", 0.4), ("shared", 0.2)):
+        model = build_preset(None, str(tmp_path / folder), 0.4, runs_policy=True)
+        assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
+        assert model.token_sharing.token_reduction == token_reduction
+        assert model.token_sharing.policy.config.superpatch_size == 16
+    assert build_preset(None, str(tmp_path / "plain"), 0.4, runs_policy=False).token_sharing.policy is None
 
 
 @pytest.mark.slow

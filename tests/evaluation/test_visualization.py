@@ -16,9 +16,11 @@ from cts_hf.evaluation.visualization import (
     draw_sharing_grid,
     overlay,
     prediction_panel,
+    superpatch_sizes,
 )
 
 from ..helpers.figures import saved_figures
+from ..helpers.models import tiny_config
 
 
 @pytest.fixture
@@ -94,22 +96,36 @@ def test_sharing_grid_shows_boxes_of_every_size():
     """Of 5 x 3 superpatches of 32, padded to 3 x 2 of 64; those of 64 that share hide the lines inside."""
     image = Image.new("RGB", (80, 150), "black")
     fine, coarse = np.zeros((6, 4), bool), np.zeros((3, 2), bool)
-    plain = np.array(draw_sharing_grid(image, (fine, coarse)))
+    plain = np.array(draw_sharing_grid(image, (fine, coarse), (32, 64)))
     assert (plain[16 * 3] != 0).any()  # a line between patches
     fine[5], coarse[0, 0] = True, True
-    drawn = np.array(draw_sharing_grid(image, (torch.from_numpy(fine), torch.from_numpy(coarse))))
+    drawn = np.array(draw_sharing_grid(image, (torch.from_numpy(fine), torch.from_numpy(coarse)), (32, 64)))
     assert (drawn[8:56, 8:56] == 0).all()  # one box, nothing in it
     assert (drawn[1:63, 1] == SHARED_COLOR).all()
     assert (drawn[64:, :] == plain[64:, :]).all()  # the last row of superpatches is padding, and not seen
     with pytest.raises(ValueError, match=r"shape \(6, 4\) .* superpatches of 32, got \(5, 3\)"):
-        draw_sharing_grid(image, (fine[:5, :3], coarse[:2, :1]))
+        draw_sharing_grid(image, (fine[:5, :3], coarse[:2, :1]), (32, 64))
+
+
+def test_sharing_grid_takes_sizes_from_the_levels_of_the_model():
+    """Of 7 x 5 patches that are not padded: 3 x 2 superpatches of 32 and 1 x 1 of 64, whose ratio does not say so."""
+    config = tiny_config(superpatch_levels=(2, 4), patch_size=16)
+    assert superpatch_sizes(config) == (32, 64)
+    image = Image.new("RGB", (80, 112), "black")
+    fine, coarse = np.zeros((3, 2), bool), np.ones((1, 1), bool)
+    drawn = np.array(draw_sharing_grid(image, (fine, coarse), superpatch_sizes(config), config.patch_size))
+    assert (drawn[8:56, 8:56] == 0).all()  # one box, nothing in it
+    assert (drawn[1:63, 1] == SHARED_COLOR).all()
+    assert not (drawn[64:] == SHARED_COLOR).all(-1).any()
 
 
 def test_sharing_grid_refuses_what_does_not_fit(image):
     with pytest.raises(ValueError, match=r"must have the shape \(2, 3\) of an image of 64 x 96 pixels"):
         draw_sharing_grid(image, np.ones((3, 3), bool))
-    with pytest.raises(ValueError, match="multiple of `patch_size`, got 32 and 12"):
+    with pytest.raises(ValueError, match="multiple of `patch_size`, and of the level before, got 32 and 12"):
         draw_sharing_grid(image, np.ones((2, 3), bool), 32, 12)
+    with pytest.raises(ValueError, match=r"one number for each of the 2 levels .*, got 32"):
+        draw_sharing_grid(image, (np.ones((2, 3), bool), np.ones((1, 2), bool)))
 
 
 def test_panel_grows_with_what_it_shows(segmentation, image):

@@ -150,8 +150,8 @@ def test_grids_of_a_threshold_have_boxes_of_all_sizes(monkeypatch, options, tmp_
     run = {**options, "model": tmp_path / "levels", "outputs": "grids"}
     run_main(monkeypatch, "predict.py", **run, sharing_threshold=threshold)
     drawn = Image.open(options["output_dir"] / "grids" / "a.png")
-    assert drawn.tobytes() == draw_sharing_grid(image, (fine, coarse), 16, 8).tobytes()
-    assert drawn.tobytes() != draw_sharing_grid(image, (fine, torch.zeros_like(coarse)), 16, 8).tobytes()
+    assert drawn.tobytes() == draw_sharing_grid(image, (fine, coarse), (16, 32), 8).tobytes()
+    assert drawn.tobytes() != draw_sharing_grid(image, (fine, torch.zeros_like(coarse)), (16, 32), 8).tobytes()
 
 
 def test_results_of_an_image_that_has_changed_are_made_again(monkeypatch, capsys, options, tmp_path):

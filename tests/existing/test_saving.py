@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BeitForSemanticSegmentation, pipeline
 
 from cts_hf import apply_cts, load_cts, remove_cts, save_cts
+from cts_hf.hub.loading import load_policy_folder, load_processor, load_segmenter
 
 from ..helpers.existing_models import KINDS, build_existing, call_existing, tensors
 from ..helpers.models import random_images, tiny_model, tiny_policy
@@ -337,3 +338,12 @@ def test_a_save_that_fails_leaves_nothing_and_can_be_repeated(tmp_path, monkeypa
     save_cts(apply_cts(build_existing("beit_segmentation")), tmp_path)
     assert not stale.exists()
     assert load_cts(tmp_path).token_sharing.policy is None
+
+
+@pytest.mark.parametrize("wrong", [5, None, True, b"runs/beit", ["runs/beit"]])
+def test_what_is_no_folder_or_id_is_refused(wrong):
+    for refused in (load_cts, load_policy_folder, load_processor, load_segmenter):
+        with pytest.raises(ValueError, match=r"A folder or id on the Hub must be a `str` or `Path`, got <class"):
+            refused(wrong)
+    with pytest.raises(ValueError, match=r"An output folder must be a `str` or `Path`, got <class"):
+        save_cts(apply_cts(build_existing("dinov2")), wrong)

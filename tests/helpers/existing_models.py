@@ -215,3 +215,22 @@ def tensors(outputs) -> dict[str, torch.Tensor]:
         values = value if isinstance(value, list | tuple) else [value]
         found |= {f"{name}.{index}": item for index, item in enumerate(values) if isinstance(item, torch.Tensor)}
     return found
+
+
+def random_scores(height, width, batch_size=2, seed=1):
+    shape = (batch_size, height // PATCH_SIZE // 2, width // PATCH_SIZE // 2)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def differences(first, second):
+    first, second = tensors(first), tensors(second)
+    assert first.keys() == second.keys()
+    return {name: (first[name].float() - second[name].float()).abs().max().item() for name in first}
+
+
+def states(outputs):
+    """What a model gives in the end, of any kind."""
+    for name in ("logits", "masks_queries_logits", "predicted_depth", "last_hidden_state"):
+        if outputs.get(name) is not None:
+            return outputs[name]
+    return outputs.feature_maps[-1]

@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 import transformers
+from packaging import version
 from transformers import AutoModel, AutoModelForSemanticSegmentation
 
 from cts_hf import CtsConfig, CtsForSemanticSegmentation, CtsModel, apply_cts
@@ -45,6 +46,15 @@ def build(name="Dinov2Config", seed=0, **options):
     return model.eval()
 
 
+def remove_hooks(backbone):
+    """A copy of an encoder as it is in transformers."""
+    upstream = copy.deepcopy(backbone)
+    for module in upstream.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return upstream
+
+
 @pytest.mark.parametrize("size", [(64, 64), (48, 96), (72, 56)])
 @pytest.mark.parametrize("name", ENCODERS)
 @torch.no_grad()
@@ -52,10 +62,7 @@ def test_the_encoder_is_upstreams(name, size):
     """Without sharing it gives what the model of transformers gives, and with it what `apply_cts` makes of that."""
     model = build(name)
     images = random_images(2, *size)
-    upstream = copy.deepcopy(model.cts.backbone)
-    for module in upstream.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
+    upstream = remove_hooks(model.cts.backbone)
     options = {"interpolate_pos_encoding": True} if name in ("ViTConfig", "DeiTConfig") else {}
     expected = upstream(images, output_hidden_states=True, **options)
     outputs = model.cts(images, token_reduction=0.0, output_hidden_states=True)
@@ -208,3 +215,21 @@ def test_a_policy_is_set():
         model(random_images())
     model.set_policy(tiny_policy())
     assert model(random_images()).policy_logits is not None
+
+
+@pytest.mark.parametrize("wanted", [True, 1, [0, -1], (2,), [-9], -1, 0, []])
+@torch.no_grad()
+def test_hidden_states_are_selected_as_upstream_does(wanted):
+    """Also where the decoder wants those of other layers."""
+    images = random_images()
+    tokens, maps = build(), build(decoder_type="setr_mla")
+    expected = remove_hooks(tokens.cts.backbone)(images, output_hidden_states=wanted).hidden_states
+    for model in (tokens, maps):
+        got = model(images, token_reduction=0.0, output_hidden_states=wanted).hidden_states
+        if expected is None:
+            assert got is None
+            continue
+        if model is maps and version.parse(transformers.__version__) < version.parse("5.20"):
+            continue  # which does not select by number, and returns no place for what is not selected
+        assert [states is not None for states in got] == [states is not None for states in expected]
+        assert model is maps or all(torch.equal(a, b) for a, b in zip(got, expected, strict=True) if a is not None)

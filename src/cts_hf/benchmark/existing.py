@@ -12,9 +12,11 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, BaseImageProcessor, PreTrainedModel
 
-from ..existing import apply_cts, load_cts
+from ..existing import apply_cts
+from ..existing.loading import load_existing
+from ..hub.sharing_folder import shares_tokens
 from ..model.configuration_cts import CtsPolicyConfig
-from ..model.modeling_cts_encoders import find_encoder, patch_projection
+from ..model.modeling_cts_encoders import encoder_config, patch_height_and_width
 from ..model.modeling_cts_policy import CtsPolicyModel
 
 
@@ -110,13 +112,16 @@ def build_existing(
 
     Args:
         preset: a name in `EXISTING_PRESETS`, or `None` for `source`.
-        source: what `save_cts` wrote, or the folder of a configuration alone, which gets random weights.
-        token_reduction: the budget of calls that say nothing else.
-        runs_policy: whether it gets a policy of random weights that sees the image at half resolution.
+        source: the folder of a model, which shares tokens as recorded if `save_cts` wrote it; or of a configuration
+            alone, which gets random weights.
+        token_reduction: the budget of calls that say nothing else, of others.
+        runs_policy: whether others get a policy of random weights that sees the image at half resolution.
     """
     if preset is None and any(path.suffix == ".safetensors" for path in Path(source).glob("*")):
-        return load_cts(source)
-    if preset is None:
+        model = load_existing(source)
+        if shares_tokens(model):
+            return model
+    elif preset is None:
         config = AutoConfig.from_pretrained(source)
         if config.architectures:
             model = getattr(transformers, config.architectures[0])(config)
@@ -126,8 +131,7 @@ def build_existing(
         model = EXISTING_PRESETS[preset].build()
     policy = None
     if runs_policy:
-        _, embeddings = find_encoder(model)
-        superpatch_size = 2 * patch_projection(embeddings).kernel_size[0]
+        superpatch_size = 2 * patch_height_and_width(encoder_config(model))[0]
         policy = CtsPolicyModel(CtsPolicyConfig(superpatch_size=superpatch_size, output_stride=16))
     return apply_cts(model.eval(), policy, token_reduction)
 
@@ -148,10 +152,8 @@ def call_options(model: PreTrainedModel) -> dict[str, Any]:
 
 def scores_shape(model: PreTrainedModel, image_size: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of superpatches of an image."""
-    _, embeddings = find_encoder(model)
-    rows, columns = (
-        side // patch // 2 for side, patch in zip(image_size, patch_projection(embeddings).kernel_size, strict=True)
-    )
+    patch_size = patch_height_and_width(encoder_config(model))
+    rows, columns = (side // patch // 2 for side, patch in zip(image_size, patch_size, strict=True))
     return rows, columns
 
 
@@ -169,8 +171,8 @@ def count_multiply_adds(
     """
     counted = copy.deepcopy(model)
     counted.set_attn_implementation("eager")  # whatever kernel there is, it computes these products
-    weight = patch_projection(find_encoder(counted)[1]).weight
-    images = torch.zeros(1, weight.shape[1], *image_size, dtype=weight.dtype, device=weight.device)
+    num_channels = encoder_config(counted).num_channels
+    images = torch.zeros(1, num_channels, *image_size, dtype=counted.dtype, device=counted.device)
     scores = {} if runs_policy else {"superpatch_scores": torch.zeros(1, *scores_shape(counted, image_size))}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         counted(images, token_reduction=token_reduction, **scores, **call_options(counted))

@@ -18,17 +18,18 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
 )
-from transformers.utils import ModelOutput, cached_file
+from transformers.utils import ModelOutput
 
-from ..existing.apply import TokenSharing, apply_cts, remove_cts
-from ..existing.saving import load_cts
-from ..hub.loading import is_own_model, load_complete, load_policy_folder, load_processor, load_segmenter, read_config
+from ..existing.apply import apply_cts, remove_cts
+from ..existing.loading import load_existing
+from ..existing.sharing import TokenSharing
+from ..hub.loading import is_own_model, load_policy_folder, load_processor, load_segmenter
 from ..hub.normalization import Normalization, processor_normalization
 from ..hub.problems import first_line
-from ..hub.sharing_folder import OPTIONS_FILE, SHARING, model_class
+from ..hub.sharing_folder import shares_tokens
 from ..model.configuration_cts import CtsConfig
 from ..model.modeling_cts import CtsForSemanticSegmentation
-from ..model.modeling_cts_encoders import find_encoder, patch_projection
+from ..model.modeling_cts_encoders import encoder_config, patch_height_and_width
 from .windows import Box, InferenceOptions
 
 
@@ -100,8 +101,8 @@ class ExistingSegmenter(nn.Module):
         _check_model(model)
         _check_processor(processor, model.token_sharing)
         self.model, self.processor, self.training = model, processor, model.training
-        _, embeddings = find_encoder(model)
-        self.config = ExistingConfig(model.config, model.token_sharing, patch_projection(embeddings).kernel_size[0])
+        patch_size, _ = patch_height_and_width(encoder_config(model))
+        self.config = ExistingConfig(model.config, model.token_sharing, patch_size)
 
     @property
     def cts(self) -> TokenSharing:
@@ -226,24 +227,14 @@ def load_any(source: str | Path, policy: str | Path | None = None) -> tuple[Segm
             "save it there with its `save_pretrained`."
         ) from error
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    if _is_written_by_save_cts(source):
-        model = load_cts(source)
-        if policy is not None:
-            token_reduction = model.token_sharing.token_reduction
-            apply_cts(remove_cts(model), policy, token_reduction, image_mean=mean, image_std=std)
-    else:
-        model = load_complete(model_class(read_config(source), source), source, use_safetensors=True)
+    model = load_existing(source)
+    if not shares_tokens(model):
         budget = {} if policy is not None else {"token_reduction": 0.0}
         apply_cts(model, policy, image_mean=mean, image_std=std, **budget)
+    elif policy is not None:
+        token_reduction = model.token_sharing.token_reduction
+        apply_cts(remove_cts(model), policy, token_reduction, image_mean=mean, image_std=std)
     return ExistingSegmenter(model, processor), processor
-
-
-def _is_written_by_save_cts(source: str | Path) -> bool:
-    try:
-        cached_file(source, f"{SHARING}/{OPTIONS_FILE}")
-    except OSError:
-        return False
-    return True
 
 
 def _check_model(model: PreTrainedModel) -> None:

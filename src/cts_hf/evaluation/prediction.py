@@ -24,7 +24,7 @@ from .existing_models import Segmenter, as_segmenter
 from .prediction_results import OUTPUTS, Results, file_digest, read_stamp, settings_digest
 from .segmentation import ForwardPass, PreparedImage, of_images, of_process, segment_batches
 from .sharing import Sharing, checked_sharing, format_budget
-from .visualization import default_palette, draw_sharing_grid, overlay
+from .visualization import default_palette, draw_sharing_grid, overlay, superpatch_sizes
 from .windows import InferenceOptions, check_input_sizes, resized_images
 
 
@@ -233,7 +233,7 @@ class _Writer:
 
     def __init__(self, results: Results, pending: dict[str, list[str]], model: Segmenter):
         self.results, self.pending, config = results, pending, model.config
-        self.patch_size, self.superpatch_size = config.patch_size, config.superpatch_size
+        self.patch_size, self.superpatch_sizes = config.patch_size, superpatch_sizes(config)
         self.num_labels = config.num_labels
         self.palette = default_palette(config.num_labels)
 
@@ -257,7 +257,7 @@ class _Writer:
         for index, box in enumerate(boxes):
             window = seen.crop((box.left, box.top, box.right, box.bottom))
             shared = of_images(done.shared_superpatches, index)
-            pictures.append(draw_sharing_grid(window, shared, self.superpatch_size, self.patch_size))
+            pictures.append(draw_sharing_grid(window, shared, self.superpatch_sizes, self.patch_size))
         return Image.fromarray(np.concatenate(pictures, axis=0 if height > width else 1))
 
 

@@ -5,12 +5,14 @@
 import colorsys
 import io
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image, ImageDraw
+from transformers import PreTrainedConfig
 
 from ..model.modeling_cts_grid import num_cells
 
@@ -101,10 +103,15 @@ def overlay(
     return Image.composite(colors, image, opacity.resize(image.size, Image.Resampling.NEAREST))
 
 
+def superpatch_sizes(config: PreTrainedConfig) -> tuple[int, ...]:
+    """Height and width of the superpatches of each level of a model, in pixels."""
+    return tuple(level * config.patch_size for level in config.superpatch_levels)
+
+
 def draw_sharing_grid(
     image: Image.Image,
     shared_superpatches: ArrayLike | tuple[ArrayLike, ...],
-    superpatch_size: int = 32,
+    superpatch_size: int | Sequence[int] = 32,
     patch_size: int = 16,
 ) -> Image.Image:
     """
@@ -113,7 +120,8 @@ def draw_sharing_grid(
     Args:
         image: PIL image as the model saw it, resized but not padded.
         shared_superpatches: (Hs, Ws) bool, from the model's output; a tuple of one per level if there are several.
-        superpatch_size: height and width of a superpatch in pixels, of the first level.
+        superpatch_size: height and width of a superpatch in pixels; one number per level if there are several, as
+            `superpatch_sizes` gives them.
         patch_size: height and width of a patch in pixels.
 
     Returns:
@@ -124,11 +132,16 @@ def draw_sharing_grid(
     """
     levels = shared_superpatches if isinstance(shared_superpatches, tuple) else (shared_superpatches,)
     levels = [_array(of_level).astype(bool) for of_level in levels]
-    sizes = [superpatch_size * max(1, len(levels[0]) // max(1, len(of_level))) for of_level in levels]
-    if superpatch_size % patch_size:
+    sizes = (superpatch_size,) if isinstance(superpatch_size, int) else tuple(superpatch_size)
+    if len(sizes) != len(levels):
         raise ValueError(
-            f"`superpatch_size` must be a multiple of `patch_size`, got {superpatch_size} and {patch_size}: give "
-            "those of the model."
+            f"`superpatch_size` must be one number for each of the {len(levels)} levels of `shared_superpatches`, got "
+            f"{superpatch_size}: give `superpatch_sizes(model.config)`."
+        )
+    if any(size % finer for finer, size in pairwise((patch_size, *sizes))):
+        raise ValueError(
+            f"`superpatch_size` must be a multiple of `patch_size`, and of the level before, got {superpatch_size} "
+            f"and {patch_size}: give those of the model."
         )
     # The last row and column may hang over the edge: the model pads images to whole superpatches.
     whole = [num_cells(side, sizes[-1]) * sizes[-1] for side in image.size[::-1]]
@@ -148,8 +161,8 @@ def draw_sharing_grid(
     picture = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BILINEAR)
     covered = np.zeros_like(levels[0])
     for shared, size in zip(levels, sizes, strict=True):
-        covered |= np.kron(shared, np.ones((size // superpatch_size,) * 2, dtype=bool))
-    _draw_patches(picture, covered, patch_size * scale, superpatch_size * scale)
+        covered |= np.kron(shared, np.ones((size // sizes[0],) * 2, dtype=bool))
+    _draw_patches(picture, covered, patch_size * scale, sizes[0] * scale)
     for shared, size in zip(levels, sizes, strict=True):
         _draw_superpatches(picture, shared, size * scale)
     return picture
@@ -161,7 +174,7 @@ def prediction_panel(
     labels: ArrayLike | None = None,
     shared_superpatches: ArrayLike | tuple[ArrayLike, ...] | None = None,
     palette: Sequence[Color] | None = None,
-    superpatch_size: int = 32,
+    superpatch_size: int | Sequence[int] = 32,
     patch_size: int = 16,
     classes: Sequence[str] | None = None,
     ignore_index: int = 255,
@@ -175,7 +188,7 @@ def prediction_panel(
         labels: (H, W) ground truth; None leaves it out.
         shared_superpatches: as for `draw_sharing_grid`; None leaves the grid out.
         palette: a color for every class; None takes `default_palette`.
-        superpatch_size, patch_size: height and width in pixels, for the grid.
+        superpatch_size, patch_size: as for `draw_sharing_grid`.
         classes: names of the classes, for a legend of those that occur; None leaves it out.
         ignore_index: id that is drawn black in the ground truth.
     """

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token sharing in the vision transformers of transformers."""
 
-from .apply import TokenSharing, apply_cts, remove_cts
+from .apply import apply_cts, remove_cts
 from .backbone import CtsBackbone, CtsBackboneConfig
 from .saving import load_cts, save_cts
+from .sharing import TokenSharing
 
 
 __all__ = [

@@ -23,6 +23,7 @@ from ..model.configuration_cts_checks import (
     refuse_outside,
     refuse_unknown_names,
 )
+from ..model.modeling_cts_encoders import patch_height_and_width
 from ..model.modeling_cts_policy import CtsPolicyModel
 from .apply import apply_cts, remove_cts
 from .outputs import prepare_output, with_sharing
@@ -126,8 +127,7 @@ class CtsBackboneConfig(BackboneConfigMixin, CheckedConfig, PreTrainedConfig):
     @property
     def patch_height_and_width(self) -> tuple[int, int]:
         """`patch_size` as two numbers."""
-        sides = [self.patch_size] if isinstance(self.patch_size, int) else self.patch_size
-        return sides[0], sides[-1]
+        return patch_height_and_width(self)
 
     def set_output_features_output_indices(
         self, out_features: list[str] | None, out_indices: list[int] | tuple[int, ...] | None
@@ -232,7 +232,8 @@ class CtsBackbone(BackboneMixin, PreTrainedModel):
 
         Args:
             policy ([`CtsPolicyModel`], `str` or `Path`, *optional*): A policy, or its folder or id on the Hub. It
-                becomes part of this model, frozen, on the device and in the dtype of the encoder. `None` for none.
+                or its copy becomes part of this model, frozen, on the device and in the dtype of the encoder. `None`
+                for none.
 
         Raises:
             ValueError: If it is no policy, or one for other superpatches or images; the backbone is then as before.

@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What models of transformers return when they share tokens: their own outputs, with two fields more."""
 
-import inspect
-import typing
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -69,14 +68,15 @@ def with_sharing(
 
 
 def prepare_output(model: PreTrainedModel) -> None:
-    """Makes the class of a model's outputs before it is compiled, as classes cannot be made in a graph."""
-    try:
-        annotation = typing.get_type_hints(inspect.unwrap(type(model).forward)).get("return")
-    except (NameError, AttributeError, TypeError):
-        return  # annotations of a user's model may name what only type checkers import
-    for kind in (annotation, *typing.get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, ModelOutput):
-            sharing_output(kind)
+    """
+    Makes the class of a model's outputs before it is compiled, as classes cannot be made in a graph: of all outputs
+    that its module knows, as not all annotations name the one that is returned.
+    """
+    modules = {base.__module__ for base in type(model).__mro__ if issubclass(base, PreTrainedModel)}
+    for module in modules & sys.modules.keys() - {PreTrainedModel.__module__}:
+        for kind in list(vars(sys.modules[module]).values()):
+            if isinstance(kind, type) and issubclass(kind, ModelOutput) and kind is not ModelOutput:
+                sharing_output(kind)
 
 
 __all__ = ["prepare_output", "sharing_output", "with_sharing"]

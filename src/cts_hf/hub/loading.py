@@ -122,8 +122,8 @@ def load_processor(source: str | Path) -> CtsImageProcessor:
         ValueError: If its image processor cannot be read, is that of another model, has options that are no numbers,
             or normalizes images with other numbers than the configuration records.
     """
-    folder = Path(source)
     _require_folder_or_id(source)
+    folder = Path(source)
     if folder.is_dir() and not (folder / PROCESSOR_FILE).is_file():
         raise FileNotFoundError(
             f"{source} has no {PROCESSOR_FILE}, which says how images are prepared: save the image processor that the "
@@ -349,6 +349,8 @@ def require_mapping(value: Any, name: str = "it") -> None:
 
 
 def _require_folder_or_id(source: str | Path) -> None:
+    if not isinstance(source, str | Path):
+        raise ValueError(f"A folder or id on the Hub must be a `str` or `Path`, got {type(source)}: name one of them.")
     path = Path(source)
     if not path.is_dir() and (path.exists() or path.is_absolute() or len(path.parts) != 2):
         found = "a file" if path.exists() else "no such folder"

@@ -40,6 +40,8 @@ class OutputFolder:
     """
 
     def __init__(self, path: str | Path, writer: str):
+        if not isinstance(path, str | Path):
+            raise ValueError(f"An output folder must be a `str` or `Path`, got {type(path)}: name a folder.")
         self.path, self.writer = Path(path), writer
         self._lock: FileLock | None = None
         self._written_now: set[str] = set()

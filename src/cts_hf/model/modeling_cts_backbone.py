@@ -52,7 +52,7 @@ def encode(
     pixel_values: torch.Tensor,
     layout: TokenLayout,
     layer_indices: tuple[int, ...],
-    output_hidden_states: bool | None = None,
+    output_hidden_states: bool | int | list[int] | None = None,
     **kwargs: Any,
 ) -> dict[str, Any]:
     """
@@ -63,8 +63,8 @@ def encode(
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Images, not padded.
         layout (`TokenLayout`): Which tokens there are.
         layer_indices (`tuple[int, ...]`): Layers whose outputs are wanted.
-
-        output_hidden_states (`bool`, *optional*): Whether those of all layers are wanted; as configured by default.
+        output_hidden_states (`bool`, `int` or `list[int]`, *optional*): Whether those of all layers are wanted, or
+            which of them by their index, where others are `None`; as configured by default.
 
     Returns:
         `last_hidden_state`, `layer_outputs`, `hidden_states` and `attentions` of a [`CtsModelOutput`].
@@ -74,7 +74,7 @@ def encode(
         kwargs["interpolate_pos_encoding"] = True
     if output_hidden_states is None:
         output_hidden_states = backbone.config.output_hidden_states
-    kwargs.update(output_hidden_states=bool(output_hidden_states or layer_indices), return_dict=True)
+    kwargs.update(output_hidden_states=bool(layer_indices) or output_hidden_states, return_dict=True)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         keep_call_in_checkpoints(backbone)
     pixel_values = pixel_values.to(next(backbone.parameters()).dtype)
@@ -83,12 +83,27 @@ def encode(
         outputs = backbone(pixel_values, **kwargs)
     finally:
         end_call(token)
+    hidden_states = outputs.hidden_states
     return {
         "last_hidden_state": outputs.last_hidden_state,
-        "layer_outputs": tuple(outputs.hidden_states[index + 1] for index in layer_indices) or None,
-        "hidden_states": outputs.hidden_states if output_hidden_states else None,
+        "layer_outputs": tuple(hidden_states[index + 1] for index in layer_indices) or None,
+        "hidden_states": _select(hidden_states, output_hidden_states) if layer_indices else hidden_states,
         "attentions": outputs.attentions,
     }
+
+
+def _select(
+    hidden_states: tuple[torch.Tensor, ...], output_hidden_states: bool | int | list[int]
+) -> tuple[torch.Tensor | None, ...] | None:
+    """Of the states of all layers, which a decoder has asked for, those that transformers would return."""
+    if not output_hidden_states:
+        return None
+    if output_hidden_states is True:
+        return hidden_states
+    indices = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
+    number = len(hidden_states)
+    chosen = {index % number for index in indices if -number <= index < number}
+    return tuple(states if index in chosen else None for index, states in enumerate(hidden_states))
 
 
 def refuse_padding(pixel_mask: torch.Tensor | None) -> None:

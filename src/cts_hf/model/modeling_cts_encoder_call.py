@@ -16,7 +16,9 @@ One call of a vision transformer that shares tokens: what the hooks on its modul
 gradient checkpointing and `torch.compile`.
 """
 
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -53,13 +55,16 @@ class EncoderCall:
         """The tokens of images, `(batch_size, num_channels, height, width)`, of a grid of rows and columns."""
         return self.layout
 
-    def begin(self, projection: nn.Module, images: torch.Tensor, projected: torch.Tensor) -> None:
-        """Chooses the tokens, once a convolution has made patches of images."""
+    def begin(
+        self, projection: nn.Module, patch_size: tuple[int, int], images: torch.Tensor, projected: torch.Tensor
+    ) -> None:
+        """Chooses the tokens, once a convolution has made patches, of this height and width, of images."""
         self.grid = tuple(projected.shape[-2:])
         self.layout = self.choose(images, self.grid)
         self.bias_index, self._unsharing = None, {}
         if self.layout is not None:
-            self._projection, self._images, self._projected = projection, images, projected
+            self._projection, self._patch_size = projection, patch_size
+            self._images, self._projected = images, projected
 
     def share_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Prefix tokens and patches, `(batch_size, num_prefix + num_patches, dim)`, to the tokens of the layout."""
@@ -75,7 +80,7 @@ class EncoderCall:
 
     def _project_superpatches(self) -> torch.Tensor:
         """A superpatch is projected as a patch of the image at half resolution."""
-        patch_height, patch_width = self._projection.kernel_size
+        patch_height, patch_width = self._patch_size
         height, width = (2 * (length // 2) for length in self.grid)
         halved = shrink(self._images[..., : height * patch_height, : width * patch_width], 2)
         self.is_projecting = True
@@ -96,12 +101,27 @@ _call = CompileableContextVar("cts_encoder_call")
 
 def current_call() -> EncoderCall | None:
     """The call that runs in this thread and task, if there is one."""
-    return _call.get()
+    call, frame = _call.get() or (None, None)
+    if frame is not None and not _is_running(frame):
+        return None
+    return call
 
 
-def begin_call(call: EncoderCall) -> Any:
-    """Makes hooks find `call`, until `end_call` is given what this returns."""
-    return _call.set(call)
+def begin_call(call: EncoderCall, frame: FrameType | None = None) -> Any:
+    """
+    Makes hooks find `call`, until `end_call` is given what this returns.
+
+    Args:
+        call ([`EncoderCall`]): What begins.
+        frame (`FrameType`, *optional*): Of the function that the call runs in: without it, the call is over. Whoever
+            cannot be sure to end the call gives it, as hooks that do not run where a `KeyboardInterrupt` ends a model.
+    """
+    if not torch.compiler.is_compiling():
+        if _call.compiling:
+            _call.reset(None)  # of an export that failed
+        if current_call() is None:
+            _call.set(None)  # of a call that was interrupted, whose frames hold images and states
+    return _call.set((call, frame))
 
 
 def end_call(token: Any) -> None:
@@ -111,8 +131,15 @@ def end_call(token: Any) -> None:
 
 def sharing_call() -> EncoderCall | None:
     """The call that runs, if tokens are shared in it."""
-    call = _call.get()
+    call = current_call()
     return call if call is not None and call.layout is not None else None
+
+
+def _is_running(frame: FrameType) -> bool:
+    running = sys._getframe()
+    while running is not None and running is not frame:
+        running = running.f_back
+    return running is not None
 
 
 def on_device(layout: TokenLayout, device: torch.device) -> TokenLayout:
@@ -154,16 +181,16 @@ class _CheckpointInCall:
         self.checkpoint = checkpoint
 
     def __call__(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        call = _call.get()
+        call = current_call()
         if call is None:
             return self.checkpoint(function, *args, **kwargs)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            token = _call.set(call)
+            token = begin_call(call)
             try:
                 return function(*args, **kwargs)
             finally:
-                _call.reset(token)
+                end_call(token)
 
         return self.checkpoint(run, *args, **kwargs)
 

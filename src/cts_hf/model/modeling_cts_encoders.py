@@ -24,11 +24,14 @@ are what the embeddings add to the projection. Rotary and relative positions are
 `modeling_cts_encoder_positions.py`.
 """
 
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .modeling_cts_encoder_call import current_call, sharing_call
@@ -129,10 +132,31 @@ def find_encoder(model: nn.Module) -> tuple[EncoderAdapter, nn.Module]:
     )
 
 
-def patch_projection(embeddings: nn.Module) -> nn.Conv2d:
-    """The convolution that makes patches of images."""
+def patch_projection(embeddings: nn.Module) -> nn.Module:
+    """What makes patches of images: a convolution, or what it has been replaced by or wrapped in."""
     projection = embeddings.patch_embeddings
     return getattr(projection, "projection", projection)
+
+
+def models_around(model: nn.Module, embeddings: nn.Module) -> list[PreTrainedModel]:
+    """The models of transformers that embeddings are a part of: `model`, and those inside it, the innermost last."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel) and any(part is embeddings for part in module.modules())
+    ]
+
+
+def encoder_config(model: nn.Module) -> PreTrainedConfig:
+    """The configuration of the encoder in a model, which has `patch_size` and `num_channels`."""
+    _, embeddings = find_encoder(model)
+    return models_around(model, embeddings)[-1].config
+
+
+def patch_height_and_width(config: PreTrainedConfig) -> tuple[int, int]:
+    """`patch_size` of an encoder, as two numbers."""
+    sides = config.patch_size if isinstance(config.patch_size, Sequence) else [config.patch_size]
+    return sides[0], sides[-1]
 
 
 def install_hooks(model: nn.Module) -> list[RemovableHandle]:
@@ -143,7 +167,7 @@ def install_hooks(model: nn.Module) -> list[RemovableHandle]:
         ValueError: As `find_encoder`, or if it shares tokens already.
     """
     adapter, embeddings = find_encoder(model)
-    if _after_projection in patch_projection(embeddings)._forward_hooks.values():
+    if any(isinstance(hook, _BeforeEmbeddings) for hook in embeddings._forward_pre_hooks.values()):
         raise ValueError(
             f"`model` must not share tokens yet, got a {type(model).__name__} whose encoder does: give it what is to "
             "be changed with `token_reduction`, or build it anew."
@@ -154,7 +178,8 @@ def install_hooks(model: nn.Module) -> list[RemovableHandle]:
             handles += install_query_hooks(module)  # may refuse, and so comes first
         elif _is(module, adapter.encoder):
             handles.append(module.register_forward_hook(_after_encoder))
-    handles.append(patch_projection(embeddings).register_forward_hook(_after_projection))
+    follow = _BeforeEmbeddings(embeddings, patch_height_and_width(encoder_config(model)))
+    handles += [follow, embeddings.register_forward_pre_hook(follow)]
     if isinstance(getattr(embeddings, "dropout", None), nn.Module):
         handles.append(embeddings.dropout.register_forward_pre_hook(_before_dropout))
     else:
@@ -176,10 +201,44 @@ def _is(module: nn.Module, name: str | None) -> bool:
     return any(base.__name__ == name for base in type(module).__mro__)
 
 
-def _after_projection(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-    call = current_call()
-    if call is not None and not call.is_projecting:
-        call.begin(module, args[0], output)
+class _BeforeEmbeddings:
+    """
+    A hook that looks the projection up in every call, as it may be replaced or wrapped at any time, for instance by
+    adapters of PEFT: whichever makes patches of images is the one whose patches are shared, and which superpatches are
+    projected by. Its `remove` takes back what it has installed, as that of a handle.
+    """
+
+    def __init__(self, embeddings: nn.Module, patch_size: tuple[int, int]):
+        self.patch_size = patch_size
+        self._install(patch_projection(embeddings))
+
+    def __call__(self, embeddings: nn.Module, args: tuple) -> None:
+        if patch_projection(embeddings) is self.projection:
+            return
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                f"The projection of a {type(embeddings).__name__} must be that of the last call where a model is "
+                "compiled or exported, got another one: call the model once before."
+            )
+        with _projection_lock:  # of several threads, one installs it
+            if (projection := patch_projection(embeddings)) is not self.projection:
+                self.remove()
+                self._install(projection)
+
+    def _install(self, projection: nn.Module) -> None:
+        self._handle = projection.register_forward_hook(self.after_projection)
+        self.projection = projection
+
+    def remove(self) -> None:
+        self._handle.remove()
+
+    def after_projection(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        call = current_call()
+        if call is not None and not call.is_projecting:
+            call.begin(module, self.patch_size, args[0], output)
+
+
+_projection_lock = threading.Lock()
 
 
 def _before_dropout(module: nn.Module, args: tuple) -> tuple | None:
@@ -209,4 +268,13 @@ def _after_encoder(module: nn.Module, args: tuple, output: ModelOutput) -> Model
     return output
 
 
-__all__ = ["ADAPTERS", "EncoderAdapter", "find_encoder", "install_hooks", "patch_projection"]
+__all__ = [
+    "ADAPTERS",
+    "EncoderAdapter",
+    "encoder_config",
+    "find_encoder",
+    "install_hooks",
+    "models_around",
+    "patch_height_and_width",
+    "patch_projection",
+]

@@ -13,7 +13,7 @@ from ..data import SegmentationData
 from ..evaluation.segmentation import of_images
 from ..evaluation.sharing import Sharing, is_nothing
 from ..evaluation.tables import format_table
-from ..evaluation.visualization import prediction_panel
+from ..evaluation.visualization import prediction_panel, superpatch_sizes
 from ..hub.output_folder import OutputFolder
 from .saving import save_card
 from .tasks import SegmentationTask
@@ -67,7 +67,7 @@ def draw_prediction(task: SegmentationTask, row: dict[str, Any], data: Segmentat
         labels=np.asarray(inputs["labels"][0]),
         shared_superpatches=of_images(outputs.shared_superpatches, 0),
         palette=data.palette,
-        superpatch_size=model.config.superpatch_size,
+        superpatch_size=superpatch_sizes(model.config),
         patch_size=model.config.patch_size,
         classes=data.classes,
     )
