@@ -1,7 +1,7 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Mean IoU of a model on a data set, under one sharing strategy and budget or several.
+Mean IoU of a model on a data set, under one sharing strategy and budget or several, or thresholds of its policy.
 
     python examples/evaluate.py --model outputs/camvid --data_dir camvid --ignore_index 11
     accelerate launch examples/evaluate.py --model outputs/camvid --data_dir camvid --ignore_index 11 --split test \
@@ -11,6 +11,12 @@ prints a table and writes evaluation.json, and of several budgets evaluation.png
 multiply-adds. Those of an earlier run are only replaced with --overwrite_output_dir. Under `accelerate launch` every
 process takes its share of the images; the results are the same. Several processes on a CPU need `--multi_gpu` there,
 or `torchrun --nproc_per_node 2 examples/evaluate.py`.
+
+A budget of a model with several levels of superpatches is one number, or one for each level; a threshold shares as
+many tokens of each image as the policy is sure enough about, and the results say how many that were:
+
+    python examples/evaluate.py --model outputs/camvid_levels --data_dir camvid --ignore_index 11 \
+        --token_reduction 0.3 0.2,0.3 --sharing_threshold 0.8 0.9 0.95
 
 The model is one of this package or one of transformers for semantic segmentation that `apply_cts` takes, such as
 BEiT, DPT, UperNet, EoMT or Mask2Former: what `save_cts` wrote, or a plain checkpoint, which shares tokens with
@@ -37,7 +43,7 @@ from cts_hf.data import DataError
 from cts_hf.data.arguments import DatasetArguments
 from cts_hf.evaluation.command_line import new_accelerator, print_text
 from cts_hf.evaluation.existing_models import load_any
-from cts_hf.evaluation.sharing import STRATEGIES
+from cts_hf.evaluation.sharing import STRATEGIES, Sharing, TokenReduction, check_budget
 from cts_hf.evaluation.sweep import budget_sweep, format_sweep, plot_sweep, to_json
 from cts_hf.evaluation.windows import InferenceOptions
 from cts_hf.hub.loading import is_own_model, load_config
@@ -71,8 +77,19 @@ class EvaluationArguments:
         default_factory=lambda: ["learned"],
         metadata={"help": "What chooses the superpatches that share a token.", "choices": STRATEGIES},
     )
-    token_reduction: list[float] | None = field(
-        default=None, metadata={"help": "Fractions of the tokens to remove, 0 to 0.75. Default: the model's own."}
+    token_reduction: list[TokenReduction] | None = field(
+        default=None,
+        metadata={
+            "help": "Fractions of the tokens to remove, up to 0.75 by 2 x 2 superpatches and 0.9375 by 4 x 4, or one "
+            "for each level of the model, 0.2,0.3. Default: the model's own budget or threshold."
+        },
+    )
+    sharing_threshold: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Thresholds, beside budgets or in their place: share where the policy's probability of one class "
+            "is at least this."
+        },
     )
     num_workers: int = field(default=2, metadata={"help": "Processes that read images."})
     seed: int = field(default=0, metadata={"help": "Seed of random sharing, and of ties under the oracle."})
@@ -84,7 +101,9 @@ class EvaluationArguments:
             if value is not None and value < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}: correct it.")
         for token_reduction in self.token_reduction or []:
-            check_token_reduction(token_reduction)
+            check_budget(token_reduction)
+        for sharing_threshold in self.sharing_threshold or []:
+            check_budget(sharing_threshold=sharing_threshold)
 
 
 class RefusePolicy(Action):
@@ -98,8 +117,10 @@ def main():
     parser = HfArgumentParser((EvaluationArguments, DatasetArguments, InferenceOptions))
     parser.add_argument("--policy", nargs="*", action=RefusePolicy, default=SUPPRESS, help=SUPPRESS)
     arguments, dataset_arguments, options = parser.parse_args_into_dataclasses()
-    if is_own_model(arguments.model):  # a wrong path leaves no folder behind
-        load_config(arguments.model)
+    if is_own_model(arguments.model):  # a wrong path, or a budget that its levels do not allow, leaves no folder
+        levels = load_config(arguments.model).superpatch_levels
+        for token_reduction in arguments.token_reduction or []:
+            check_token_reduction(token_reduction, levels)
     accelerator = new_accelerator()
     folder = OutputFolder(arguments.output_dir, "evaluation")
     with folder if accelerator.is_main_process else nullcontext():
@@ -141,12 +162,18 @@ def evaluate(
         tuple(model.config.id2label[index] for index in range(data.num_classes)), data.classes
     ):
         accelerator.print(warning, file=sys.stderr)
+    token_reductions, thresholds = arguments.token_reduction, arguments.sharing_threshold
+    if token_reductions is None and thresholds is None:
+        own = Sharing.of_model(model.config)
+        token_reductions = [own.token_reduction] if own.sharing_threshold is None else []
+        thresholds = [own.sharing_threshold] if own.sharing_threshold is not None else []
     results = budget_sweep(
         model,
         rows,
         processor,
         arguments.sharing,
-        arguments.token_reduction or [model.config.token_reduction],
+        token_reductions or [],
+        sharing_thresholds=thresholds or [],
         options=options,
         num_workers=arguments.num_workers,
         seed=arguments.seed,

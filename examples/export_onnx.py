@@ -23,6 +23,7 @@ from transformers import HfArgumentParser
 
 from cts_hf import CtsForSemanticSegmentation
 from cts_hf.benchmark.timing import median_times
+from cts_hf.evaluation.sharing import TokenReduction, check_budget
 from cts_hf.evaluation.tables import format_table
 from cts_hf.export.onnx import OnnxSegmenter, export_onnx
 from cts_hf.hub.loading import load_config, load_processor, load_segmenter
@@ -44,8 +45,12 @@ class ExportArguments:
         default=None, metadata={"help": "Height and width in pixels. Default: the model's own.", "nargs": 2}
     )
     batch_size: int = field(default=1, metadata={"help": "Images per call; 0 lets every call have its own number."})
-    token_reduction: float | None = field(
-        default=None, metadata={"help": "Fraction of the tokens to remove, 0 to 0.75. Default: the model's own."}
+    token_reduction: TokenReduction | None = field(
+        default=None,
+        metadata={
+            "help": "Fraction of the tokens to remove, up to 0.75 by 2 x 2 superpatches and 0.9375 by 4 x 4, or one "
+            "for each level of the model, 0.2,0.3. Default: the model's own."
+        },
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what an earlier export wrote."})
     benchmark: bool = field(
@@ -62,8 +67,7 @@ class ExportArguments:
             raise ValueError(f"`batch_size` must be at least 0 (0: any number), got {self.batch_size}: correct it.")
         if self.rounds < 1:
             raise ValueError(f"`rounds` must be at least 1, got {self.rounds}: choose more.")
-        if self.token_reduction is not None:
-            check_token_reduction(self.token_reduction)
+        check_budget(self.token_reduction)
 
 
 def main() -> None:
@@ -72,12 +76,14 @@ def main() -> None:
         raise SystemExit(
             f"`output_dir` must be another folder than the model's, got {args.output_dir}: choose a new one."
         )
-    load_config(args.model)  # a wrong path leaves no folder behind
+    levels = load_config(args.model).superpatch_levels  # a wrong path leaves no folder behind
+    if args.token_reduction is not None:
+        check_token_reduction(args.token_reduction, levels)
     with OutputFolder(args.output_dir, "export") as output:
         output.refuse_existing(EXPORTED, args.overwrite_output_dir)
         model = load_segmenter(args.model, dtype=torch.float32)
         if args.token_reduction is not None:
-            model.config.token_reduction = args.token_reduction
+            model.config.token_reduction, model.config.sharing_threshold = args.token_reduction, None
         image_size = tuple(args.image_size or model.config.image_height_and_width)
         processor = load_processor(args.model)
         processor.do_resize, processor.size = True, {"height": image_size[0], "width": image_size[1]}
@@ -102,8 +108,14 @@ def report_agreement(
     with torch.no_grad():
         expected, given = model(pixel_values), exported(pixel_values)
     difference = (expected.logits - given.logits).abs().max().item()
-    same = (expected.shared_superpatches == given.shared_superpatches).float().mean().item()
+    shared = [outputs.shared_superpatches for outputs in (expected, given)]
+    shared = [torch.cat([of_level.flatten() for of_level in _of_levels(each)]) for each in shared]
+    same = (shared[0] == shared[1]).float().mean().item()
     print(f"Beside PyTorch: logits differ by {difference:.1e} at most, {same:.2%} of the superpatches share alike.")
+
+
+def _of_levels(values: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return values if isinstance(values, tuple) else (values,)
 
 
 def report_times(model: CtsForSemanticSegmentation, file: Path, shape: tuple[int, int, int, int], rounds: int) -> None:
@@ -119,7 +131,8 @@ def report_times(model: CtsForSemanticSegmentation, file: Path, shape: tuple[int
             "ONNX Runtime": OnnxSegmenter(file),
         }
         times = median_times(runtimes, shape, rounds)
-    fewer = model.config.token_reduction
+    reductions = model.config.token_reduction
+    fewer = sum(reductions) if isinstance(reductions, tuple) else reductions
     print(f"Median of {rounds} calls, {torch.get_num_threads()} threads, {fewer:.1%} fewer tokens, images {shape}:")
     rows = [(name, f"{time:.1f}", f"{times['PyTorch'] / time:.2f}") for name, time in times.items()]
     print(format_table(("", "ms", "times as fast as PyTorch"), rows))

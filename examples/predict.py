@@ -29,9 +29,9 @@ from cts_hf.evaluation.command_line import new_accelerator, print_text
 from cts_hf.evaluation.existing_models import load_any
 from cts_hf.evaluation.prediction import PredictionReport, find_images, predict_files
 from cts_hf.evaluation.prediction_results import OUTPUTS
+from cts_hf.evaluation.sharing import TokenReduction, check_budget
 from cts_hf.evaluation.windows import InferenceOptions
 from cts_hf.hub.output_folder import OutputFolder
-from cts_hf.model.token_sharing import check_token_reduction
 
 
 @dataclass
@@ -48,8 +48,16 @@ class PredictionArguments:
         default=None,
         metadata={"help": "What to write. Default: all; no grids of windows, scales or flips.", "choices": [*OUTPUTS]},
     )
-    token_reduction: float | None = field(
-        default=None, metadata={"help": "Fraction of the tokens to remove, 0 to 0.75. Default: the model's own."}
+    token_reduction: TokenReduction | None = field(
+        default=None,
+        metadata={
+            "help": "Fraction of the tokens to remove, up to 0.75 by 2 x 2 superpatches and 0.9375 by 4 x 4, or one "
+            "for each level of the model, 0.2,0.3. Default: the model's own."
+        },
+    )
+    sharing_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Instead of a budget: share where the policy's probability of one class is at least this."},
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace results of another model, budget or other options."}
@@ -57,8 +65,7 @@ class PredictionArguments:
     num_workers: int = field(default=2, metadata={"help": "Processes that read images."})
 
     def __post_init__(self):
-        if self.token_reduction is not None:
-            check_token_reduction(self.token_reduction)
+        check_budget(self.token_reduction, self.sharing_threshold)
         if self.num_workers < 0:
             raise ValueError(
                 f"`num_workers` must be at least 0 (0: no processes of their own), got {self.num_workers}: correct it."
@@ -82,6 +89,7 @@ def main() -> int:
             arguments.output_dir,
             outputs=outputs,
             token_reduction=arguments.token_reduction,
+            sharing_threshold=arguments.sharing_threshold,
             options=options,
             overwrite=arguments.overwrite_output_dir,
             num_workers=arguments.num_workers,

@@ -55,7 +55,8 @@ def train(arguments: SegmenterArguments, accelerator: Accelerator) -> list[dict[
     with accelerator.local_main_process_first():
         data = data_args.load()
     task = train_segmenter(arguments, data, accelerator)
-    results = task.evaluate_sharings(sharings_to_compare(model_args.token_reduction), accelerator)
+    sharings = sharings_to_compare(model_args.token_reduction, model_args.sharing_threshold)
+    results = task.evaluate_sharings(sharings, accelerator)
     if accelerator.is_main_process:
         report_segmenter(args.output_dir, task, results, data)
         if args.push_to_hub:

@@ -56,11 +56,11 @@ def train(arguments: tuple, normalization: Normalization, accelerator: Accelerat
     data_args, superpatch_args, policy_args, args = arguments
     with accelerator.local_main_process_first():
         data = data_args.load()
-    policy = build_policy(policy_args, superpatch_args.patch_size, normalization)
+    policy = build_policy(policy_args, superpatch_args.patch_size, normalization, superpatch_args.levels)
     _, metrics = fit_policy(policy, arguments, data, accelerator)
     if accelerator.is_main_process:
         for name, value in metrics.items():
-            print(f"{name:<22}{value:.4f}")
+            print(f"{name:<26}{value:.4f}")
         if args.push_to_hub:
             print(f"Uploaded to {push_to_hub(args.output_dir, args.hub_model_id)}.")
     return metrics

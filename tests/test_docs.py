@@ -50,6 +50,7 @@ SHORTENED = {
     "train.py": FEW_STEPS,
     "train_policy.py": FEW_STEPS,
     "evaluate.py": ["--max_samples", "1", "--num_workers", "0"],
+    "find_threshold.py": ["--num_workers", "0"],
     "predict.py": ["--num_workers", "0"],
     "benchmark.py": ["--rounds", "1", "--image_size", "64", "--batch_size", "1"],
     "export_onnx.py": ["--rounds", "1"],

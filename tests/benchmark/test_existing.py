@@ -5,11 +5,14 @@ import json
 
 import pytest
 import torch
+from transformers import BeitImageProcessor, BitImageProcessor, EomtImageProcessor
 
 from cts_hf import apply_cts, save_cts
+from cts_hf.benchmark.arguments import BenchmarkArguments
+from cts_hf.benchmark.end_to_end import EndToEnd
 from cts_hf.benchmark.existing import EXISTING_PRESETS, count_multiply_adds, scores_shape
 from cts_hf.benchmark.existing import build_existing as build_preset
-from cts_hf.benchmark.measuring import main, measure
+from cts_hf.benchmark.measuring import main, measure, run_benchmark
 
 from ..helpers.existing_models import build_existing
 from ..helpers.models import tiny_policy
@@ -37,6 +40,55 @@ def test_multiply_adds_are_those_of_the_tokens():
     policy = tiny_policy()
     with_policy = count_multiply_adds(apply_cts(build_existing("dinov2"), policy), (64, 64), 0.375, True)
     assert with_policy > count_multiply_adds(apply_cts(build_existing("dinov2")), (64, 64), 0.375, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "processor"),
+    [
+        ("beit_segmentation", BeitImageProcessor(size={"height": 64, "width": 64})),
+        ("eomt", EomtImageProcessor(size={"shortest_edge": 64, "longest_edge": 64})),
+        ("eomt", EomtImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}, do_split_image=True)),
+    ],
+    ids=["beit", "eomt", "eomt_windows"],
+)
+def test_label_maps_of_models_of_transformers_are_measured(name, processor, monkeypatch):
+    model, maps = apply_cts(build_existing(name)), []
+    postprocess = EndToEnd.postprocess
+    monkeypatch.setattr(EndToEnd, "postprocess", lambda *given: maps.append(postprocess(*given)))
+    row = measure(model, 0.4, (64, 64), batch_size=2, rounds=2, end_to_end=EndToEnd(model, processor))
+    assert all(label_map.shape == (64, 64) for label_maps in maps for label_map in label_maps)
+    assert {len(label_maps) for label_maps in maps} == {2}
+    assert row["end_to_end"]["cts"]["shares"].keys() == {"preprocessing", "forward", "postprocessing"}
+    assert row["cts"]["num_tokens"] < row["plain"]["num_tokens"]
+    with pytest.raises(ValueError, match=r"`image_size` must be .*got \(48, 48\), which becomes \(64, 64\)"):
+        measure(model, 0.4, (48, 48), batch_size=2, rounds=2, end_to_end=EndToEnd(model, processor))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"superpatch_levels": [2, 4]}, r"`superpatch_levels` must be 2 .*got \[2, 4\]"),
+        ({"sharing_threshold": [0.9]}, r"`sharing_threshold` unset .*got .*\[0.9\]"),
+        ({"token_reduction": ["0.8"]}, r"`token_reduction` must be .*0.75 .*got 0.8"),
+        ({"end_to_end": True}, "image processor of its model for `end_to_end`, got none"),
+    ],
+)
+def test_models_of_transformers_refuse_what_they_cannot_do(tmp_path, options, message):
+    config = build_existing("beit_segmentation").config
+    config.architectures = ["BeitForSemanticSegmentation"]
+    config.save_pretrained(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run_benchmark(BenchmarkArguments(model=str(tmp_path), rounds=1, **options))
+
+
+def test_models_without_label_maps_have_no_way_to_them(tmp_path):
+    build_existing("dinov2").config.save_pretrained(tmp_path)  # names no architecture
+    BitImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`model` must be one for semantic or universal segmentation"):
+        run_benchmark(BenchmarkArguments(model=str(tmp_path), rounds=1, end_to_end=True))
+    preset = EXISTING_PRESETS["dinov2-small-518"]
+    with pytest.raises(ValueError, match="`end_to_end` must be unset for a Dinov2Model"):
+        preset.build_processor()
 
 
 def test_an_odd_last_row_has_no_scores():

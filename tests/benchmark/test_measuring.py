@@ -14,8 +14,15 @@ import torch
 from PIL import Image
 from torch._dynamo.utils import counters
 
-from cts_hf.benchmark.measuring import PRESETS, BenchmarkArguments, build_model, main, measure
+from cts_hf import CtsImageProcessor
+from cts_hf.benchmark.arguments import BenchmarkArguments
+from cts_hf.benchmark.building import build_model
+from cts_hf.benchmark.end_to_end import EndToEnd
+from cts_hf.benchmark.measuring import main, measure, run_benchmark
+from cts_hf.benchmark.presets import PRESETS
 from cts_hf.benchmark.report import PARTS
+from cts_hf.evaluation.cost import multiply_adds
+from cts_hf.model.image_processing_label_maps_cts import upsampled_argmax
 
 from ..helpers.clock import Clock
 from ..helpers.figures import saved_figures
@@ -64,6 +71,95 @@ def test_times_are_those_of_the_parts(monkeypatch):
     assert row["ratio_with_upsampling"] == pytest.approx(142 / 48)
     assert row["bound"] == row["plain"]["multiply_adds"] / row["cts"]["multiply_adds"]
     assert row["reached"] == pytest.approx(row["ratio"] / row["bound"])
+
+
+@pytest.mark.parametrize("draws_logits", [False, True])
+def test_the_way_from_picture_to_label_map_is_timed_around_the_same_forwards(monkeypatch, draws_logits):
+    clock, model, seen = Clock(), tiny_model(), []
+    monkeypatch.setattr("cts_hf.benchmark.timing.time", clock)
+    monkeypatch.setattr("cts_hf.benchmark.running.smooth_maps", lambda shape, _: clock.wait(50) or torch.ones(shape))
+    clock.let_take(model.cts.embeddings.patch_embeddings, lambda _: 1)
+    clock.let_take(model.cts.policy.backbone, lambda _: 2)
+    for layer in model.cts.layers:
+        clock.let_take(layer.mlp, lambda tokens: tokens.shape[1])
+    clock.let_take(model.decode_head, lambda _: 3)
+
+    class SlowEndToEnd(EndToEnd):
+        def preprocess(self, batch):
+            clock.wait(5)
+            return super().preprocess(batch)
+
+        def postprocess(self, outputs, features):
+            clock.wait(20)
+            maps = super().postprocess(outputs, features)
+            seen.append((outputs, maps))
+            return maps
+
+    end_to_end = SlowEndToEnd(model, CtsImageProcessor())
+    options = {"draws_logits": draws_logits, "end_to_end": end_to_end}
+    row = measure(model, 0.75, (64, 64), batch_size=2, rounds=4, **options)
+    for outputs, maps in seen:
+        assert (outputs.logits == 1).all() == draws_logits
+        assert [label_map.shape for label_map in maps] == [(64, 64)] * 2
+        assert torch.equal(maps[0], upsampled_argmax(outputs.logits[0], (64, 64)))
+    # The forward is measured as without what is around it; drawing logits counts nowhere.
+    assert row["ratio"] == pytest.approx(134 / 40)
+    assert row["parts"]["policy"] == 2000
+    assert row["parts"].keys() == set(PARTS)
+    whole = row["end_to_end"]
+    assert whole["ratio"] == pytest.approx(159 / 65)
+    assert whole["ratio_quartiles"] == pytest.approx([159 / 65] * 2)
+    assert whole["draws_logits"] == draws_logits
+    for kind, forward in (("plain", 134_000), ("cts", 40_000)):
+        assert whole[kind]["parts"] == {"preprocessing": 5000, "forward": forward, "postprocessing": 20_000}
+        total = forward + 25_000
+        assert whole[kind]["latency_ms_p50"] == total
+        assert whole[kind]["images_per_second"] == pytest.approx(2000 / total)
+        assert whole[kind]["shares"]["forward"] == pytest.approx(forward / total)
+        assert sum(whole[kind]["shares"].values()) == pytest.approx(1)
+        # The images are made within, and given to the forward alone.
+        images_mib = 2 * 3 * 64 * 64 * 4 / 2**20
+        assert whole[kind]["peak_memory_mib"] >= row[kind]["peak_memory_mib"] + 0.99 * images_mib
+
+
+def test_both_kinds_get_the_same_pictures_and_logits(monkeypatch):
+    """Those of one round, and of no other."""
+    model, pictures, logits = tiny_model(), [], []
+
+    class Watched(EndToEnd):
+        def preprocess(self, batch):
+            pictures.append(b"".join(picture.tobytes() for picture in batch.pictures))
+            return super().preprocess(batch)
+
+        def postprocess(self, outputs, features):
+            logits.append(outputs.logits.clone())
+            return super().postprocess(outputs, features)
+
+    end_to_end = Watched(model, CtsImageProcessor())
+    measure(model, 0.3, (64, 64), batch_size=2, rounds=3, draws_logits=True, end_to_end=end_to_end)
+    rounds = slice(2, 8)  # two runs are before them
+    assert pictures[rounds][::2] == pictures[rounds][1::2]
+    assert len(set(pictures[rounds])) == 3
+    for plain, shared in zip(logits[rounds][::2], logits[rounds][1::2], strict=True):
+        assert torch.equal(plain, shared)
+    assert not torch.equal(logits[2], logits[4])
+
+
+def test_thresholds_are_measured_by_what_images_share():
+    model = tiny_model(superpatch_levels=(2, 4))
+    calls = []
+    model.cts.policy.register_forward_hook(lambda *_: calls.append("policy"))
+    row = measure(model, 0.5, (128, 128), batch_size=2, rounds=2, sharing_threshold=0.9)
+    assert (row["sharing_threshold"], row["token_reduction"], row["superpatch_levels"]) == (0.9, 0.5, [2, 4])
+    assert row["plain"]["num_tokens_range"] == [256, 256]
+    low, high = row["cts"]["num_tokens_range"]
+    assert low < row["cts"]["num_tokens"] < high
+    # The policy's time is part of it: in the first run, in two rounds, in that for memory and in that for logits.
+    assert len(calls) == 5
+    assert row["parts"]["policy"] > 0
+    cheapest, dearest = (multiply_adds(model, (128, 128), 1 - tokens / 256) for tokens in (low, high))
+    assert 2 * cheapest < row["cts"]["multiply_adds"] < 2 * dearest
+    assert row["bound"] == row["plain"]["multiply_adds"] / row["cts"]["multiply_adds"]
 
 
 @pytest.mark.parametrize(("seconds", "rounds"), [(0.1, 20), (1.5, 10), (60, 3)])
@@ -126,6 +222,78 @@ def test_sweep_writes_json_and_plot(checkpoint, tmp_path, capsys, monkeypatch):
         picture.load()
 
 
+def test_levels_and_reductions_of_each_are_measured(tmp_path, capsys):
+    tiny_config(image_size=128).save_pretrained(tmp_path / "config")
+    command = ["--model", str(tmp_path / "config"), "--superpatch_levels", "2", "4", "--rounds", "1"]
+    main([*command, "--token_reduction", "0.8", "0.3,0.15", "--json", str(tmp_path / "r.json"), "--end_to_end"])
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["arguments"]["token_reduction"] == [0.8, [0.3, 0.15]]
+    assert [row["superpatch_levels"] for row in report["rows"]] == [[2, 4]] * 2
+    # 2 superpatches of 4 x 4 remove at most 15 % of 256 tokens, and 26 of 2 x 2 about 30 %.
+    assert [row["cts"]["num_tokens"] for row in report["rows"]] == [pytest.approx(51, abs=1), 256 - 2 * 15 - 26 * 3]
+    printed = capsys.readouterr().out
+    assert "128x128, 30.00 % + 15.00 % fewer tokens, batch 1: ratio" in printed
+    assert "label maps of smooth random logits" in printed
+    assert "from picture to label map" in printed
+
+
+def test_a_trained_policy_decides_on_pictures_of_a_folder(checkpoint, tmp_path, capsys):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    CtsImageProcessor().save_pretrained(folder)
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for index in range(2):
+        Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / f"images/{index}.png")
+    command = ["--model", str(folder), "--rounds", "1", "--sharing_threshold", "0.5", "0.501"]
+    with pytest.raises(ValueError, match=r"`sharing_threshold` must be given with `images` .*got \[0.5, 0.501\]"):
+        main(command)
+    with pytest.raises(ValueError, match=r"without `token_reduction` .*got .*token_reduction=\[0.3\]"):
+        main([*command, "--images", str(tmp_path / "images"), "--token_reduction", "0.3"])
+    with pytest.raises(ValueError, match="There is no folder"):
+        main([*command, "--images", str(tmp_path / "absent")])
+    options = ["--images", str(tmp_path / "images"), "--end_to_end", "--json", str(tmp_path / "r.json")]
+    main([*command, *options])
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert [(row["token_reduction"], row["sharing_threshold"]) for row in rows] == [(None, 0.5), (None, 0.501)]
+    assert rows[0]["cts"]["num_tokens"] <= rows[1]["cts"]["num_tokens"]
+    assert not rows[0]["end_to_end"]["draws_logits"]
+    printed = capsys.readouterr().out
+    assert "label maps of the model's own logits" in printed
+    assert "64x64, at 0.5, " in printed
+    # Without its policy, scores are drawn by which images lose what the configuration says, on average.
+    main([*command[:-1], "--given_scores", "--json", str(tmp_path / "given.json")])
+    given = json.loads((tmp_path / "given.json").read_text())
+    assert (given["token_reduction"], given["parts"].get("policy")) == (0.3, None)
+
+
+def test_a_threshold_of_the_configuration_is_measured_where_nothing_else_is_asked_for(tmp_path):
+    tiny_config(sharing_threshold=0.7).save_pretrained(tmp_path)
+    report = run_benchmark(BenchmarkArguments(model=str(tmp_path), rounds=1))
+    assert (report["sharing_threshold"], report["token_reduction"]) == (0.7, 0.3)
+    report = run_benchmark(BenchmarkArguments(model=str(tmp_path), rounds=1, token_reduction=["0.4"]))
+    assert (report["sharing_threshold"], report["token_reduction"]) == (None, 0.4)
+    with pytest.raises(ValueError, match=r"`sharing_threshold` must be above 0 and below 1 .*got \[0.5, 1.0\]"):
+        run_benchmark(BenchmarkArguments(model=str(tmp_path), sharing_threshold=[0.5, 1.0]))
+
+
+def test_levels_are_those_that_were_asked_for(checkpoint, tmp_path):
+    assert build_model(BenchmarkArguments(model=str(checkpoint))).config.superpatch_levels == (2,)
+    model = build_model(BenchmarkArguments(model=str(checkpoint), superpatch_levels=[2, 4]))
+    assert model.config.superpatch_levels == (2, 4)
+    assert len(model(random_images(), token_reduction=0.8).shared_superpatches) == 2
+    with pytest.raises(ValueError, match=r"`token_reduction` must be .*0.75 .*got 0.8"):
+        build_model(BenchmarkArguments(model=str(checkpoint), token_reduction=["0.8"]))
+    tiny_config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"`token_reduction` must be .*0.75 .*got 0.8"):
+        build_model(BenchmarkArguments(model=str(tmp_path), token_reduction=["0.8"]))
+
+
+def test_label_maps_need_an_image_processor(checkpoint):
+    with pytest.raises(FileNotFoundError, match="has no preprocessor_config"):
+        run_benchmark(BenchmarkArguments(model=str(checkpoint), rounds=1, end_to_end=True))
+
+
 def test_a_plot_takes_a_name_with_dollars(checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "$a^b^c$")
     command = ["--model", str(tmp_path / "$a^b^c$"), "--image_size", "64", "--rounds", "1"]
@@ -172,12 +340,22 @@ def test_checkpoints_are_loaded_and_their_policy_fused(checkpoint):
 
 @pytest.mark.parametrize(
     ("name", "num_tokens"),
-    [("tiny-512", 715), ("small-512", 715), ("small-768", 1296), ("base-512", 715), ("large-640", 1120)],
+    [
+        ("tiny-512", 715),
+        ("small-512", 715),
+        ("small-768", 1296),
+        ("base-512", 715),
+        ("large-640", 1120),
+        # Of 4096, 109 superpatches of 4 x 4 and 274 of 2 x 2 remove 60 %.
+        ("small-1024", 1639),
+        ("large-1024", 1639),
+    ],
 )
 def test_presets_have_the_published_numbers_of_tokens(name, num_tokens):
     preset = PRESETS[name]
+    options = {"superpatch_levels": preset.superpatch_levels, "token_reduction": preset.token_reduction}
     with torch.device("meta"):
-        model = tiny_model(image_size=preset.image_size, patch_size=16, token_reduction=preset.token_reduction)
+        model = tiny_model(image_size=preset.image_size, patch_size=16, **options)
         outputs = model(torch.empty(1, 3, preset.image_size, preset.image_size), output_hidden_states=True)
     assert outputs.hidden_states[0].shape[1] == 1 + num_tokens
     assert preset.config().policy_config.output_stride == 16
@@ -192,7 +370,29 @@ def test_presets_have_the_published_numbers_of_tokens(name, num_tokens):
         ({"preset": "small-512", "rounds": 0}, "rounds.*got 0"),
         ({"preset": "small-512", "image_size": [64, -1]}, r"`image_size` must be .* got \[64, -1\]"),
         ({"preset": "small-512", "batch_size": [0]}, r"`batch_size` must be .* got \[0\]"),
-        ({"preset": "small-512", "token_reduction": [float("nan")]}, "`token_reduction` must be .*between 0"),
+        ({"preset": "small-512", "token_reduction": ["nan"]}, "`token_reduction` must be .*between 0"),
+        ({"preset": "small-512", "token_reduction": ["0.8"]}, "`token_reduction` must be .*0.75 .*got 0.8"),
+        ({"preset": "small-512", "token_reduction": ["0.1,0.2"]}, r"`token_reduction` must be .*got \(0.1, 0.2\)"),
+        ({"preset": "small-1024", "token_reduction": ["0.5,0.5"]}, r"together fit .*got \(0.5, 0.5\)"),
+        ({"preset": "small-1024", "token_reduction": ["0.95"]}, "0.9375 .*got 0.95"),
+        (
+            {"preset": "small-1024", "superpatch_levels": [2], "token_reduction": ["0.8"]},
+            "`token_reduction` must be .*0.75 .*got 0.8",
+        ),
+        (
+            {"model": "here", "superpatch_levels": [2, 4], "token_reduction": ["0.2,0.3,0.1"]},
+            r"one for each of the levels \(2, 4\)",
+        ),
+        (
+            {"preset": "small-512", "token_reduction": ["0.1;0.2"]},
+            "`token_reduction` must be numbers, .*got '0.1;0.2'",
+        ),
+        ({"preset": "small-512", "superpatch_levels": [2, 3]}, r"`superpatch_levels` must be .*got \[2, 3\]"),
+        ({"preset": "small-512", "sharing_threshold": [1.5]}, "`sharing_threshold` must be a probability .*got 1.5"),
+        (
+            {"preset": "small-512", "sharing_threshold": [0.9], "compile": True},
+            r"`sharing_threshold` must be unset with `compile`, got \[0.9\]",
+        ),
         ({"preset": "small-512", "plot": "report.txt"}, "`plot` must be the path of a .png or .svg file"),
         (
             {"preset": "small-512", "plot": "report.png", "json": "./report.png"},

@@ -4,8 +4,9 @@
 from functools import partial
 
 import pytest
+import torch
 
-from cts_hf.benchmark.timing import median_times
+from cts_hf.benchmark.timing import median_times, peak_memory
 
 from ..helpers.clock import Clock
 
@@ -30,3 +31,20 @@ def test_runtimes_take_turns(monkeypatch):
 def test_no_rounds_are_refused():
     with pytest.raises(ValueError, match="`rounds` must be at least 1, got 0"):
         median_times({}, (1, 3, 16, 16), rounds=0)
+
+
+def test_peak_memory_is_that_of_the_tensors_of_a_run():
+    kept, cpu = [torch.empty(2**20)], torch.device("cpu")
+
+    def run():
+        first = torch.empty(3 * 2**18)  # 3 MiB
+        del first
+        second, third = torch.empty(2**18), torch.empty(2**19)
+        kept.append(third)
+        del second
+
+    # Not what there was before, nor, in the second run, what the first one left and was freed between them.
+    assert peak_memory(run, cpu) == pytest.approx(3, abs=0.01)
+    kept.clear()
+    assert peak_memory(run, cpu) == pytest.approx(3, abs=0.01)
+    assert peak_memory(lambda: None, cpu) == 0

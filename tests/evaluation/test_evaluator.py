@@ -146,6 +146,34 @@ def test_of_equal_scores_those_count_that_shared(dtype, options):
     assert result["policy_precision_at_budget"] == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"window": 48, "flip": True}])
+@pytest.mark.parametrize("levels", [(2,), (2, 4)])
+def test_a_threshold_gives_each_image_what_it_gets_alone(levels, options):
+    model, rows, seen = scene_model(superpatch_levels=levels), scenes().take(3), []
+    pixel_values = processor()([row["image"] for row in rows], return_tensors="pt").pixel_values
+    with torch.no_grad():
+        # The policy of the levels between which the images differ.
+        logits = model(pixel_values).policy_logits
+    logits = logits if isinstance(logits, tuple) else (logits,)
+    threshold = logits[0].softmax(dim=1)[:, 1].median().item()
+    model.register_forward_hook(lambda *call: seen.append(call[-1].num_tokens))
+    results = []
+    for batch_size in (3, 1):
+        settings = {"sharing_threshold": threshold, "options": InferenceOptions(**options, batch_size=batch_size)}
+        results.append(evaluate_segmentation(model, rows, processor(), **settings))
+        num_tokens = torch.cat(seen)
+        assert results[-1]["mean_num_tokens"] == pytest.approx(num_tokens.double().mean().item(), abs=1e-12)
+        assert len(set(num_tokens.tolist())) > 1
+        seen.clear()
+    assert to_json(results[0]) == to_json(results[1])
+    result = results[0]
+    assert (result["token_reduction"], result["sharing_threshold"]) == (None, threshold)
+    assert 0 < result["mean_token_reduction"] < 1 - 1 / levels[-1] ** 2
+    assert result["policy_precision_at_budget"] > 0
+    model.config.sharing_threshold = threshold
+    assert to_json(evaluate_segmentation(model, rows, processor(), options=settings["options"])) == to_json(result)
+
+
 @pytest.mark.parametrize("sharing", STRATEGIES[1:])
 @pytest.mark.parametrize("options", [{}, {"window": 64, "flip": True}])
 def test_metrics_are_those_of_the_models_own_outputs(sharing, options):

@@ -202,7 +202,7 @@ def test_what_decides_the_results_is_in_their_digest(tmp_path):
     def digest(folder, policy=None):
         model, processor = load_any(folder, policy)
         options = InferenceOptions()
-        return settings_digest(model, processor, 0.3, options)
+        return settings_digest(model, processor, Sharing("learned", 0.3), options)
 
     first = save_existing(tmp_path / "first", NAME, policy=tiny_policy())
     tiny_policy(seed=1).save_pretrained(tmp_path / "policy")

@@ -15,7 +15,9 @@ from transformers import EvalPrediction
 
 from cts_hf.evaluation.mean_iou import MeanIoU
 from cts_hf.evaluation.metrics import (
+    LevelMetrics,
     PolicyMetrics,
+    TokenMetrics,
     TrainerMeanIoU,
     average_precision,
     policy_scores,
@@ -116,3 +118,32 @@ def test_the_models_scores_are_in_its_own_arithmetic():
     logits = torch.tensor([3.0, 1025.0, 1.0, 1024.0], dtype=torch.bfloat16).view(2, 2, 1, 1)
     assert policy_scores(logits).dtype == torch.bfloat16
     assert torch.equal(policy_scores(logits), logits[:, 1] - logits[:, 0])
+
+
+def test_tokens_are_counted_by_image_and_by_input():
+    metrics = TokenMetrics((2, 4))
+    fine, coarse = torch.zeros(2, 4, 4, dtype=torch.bool), torch.zeros(2, 2, 2, dtype=torch.bool)
+    fine[0, 0, 0] = coarse[0, 1, 1] = coarse[1, 0, 0] = True
+    metrics.update([(64, (fine, coarse)), (64, (fine[1:], coarse[1:]))])  # three windows
+    metrics.update([(16, (fine[:1, :2, :2], coarse[:1, :1, :1]))])
+    removed = (3 + 15 + 15 + 15, 3)
+    assert metrics.compute() == {
+        "mean_num_tokens": (3 * 64 + 16 - sum(removed)) / 4,
+        "mean_token_reduction": (removed[0] / 192 + removed[1] / 16) / 2,
+    }
+
+
+def test_levels_are_measured_together_and_each():
+    grids = [torch.randn(2, side, side) for side in (4, 2)]
+    targets = [(grid > 0.3).long() for grid in grids]
+    shared = [grid > 0.1 for grid in grids]
+    metrics, together = LevelMetrics((2, 4)), PolicyMetrics()
+    metrics.update(tuple(grids), tuple(targets), tuple(shared))
+    result = metrics.compute()
+    for level, *of_level in zip((2, 4), grids, targets, shared, strict=True):
+        alone = LevelMetrics((level,))
+        alone.update(*of_level)
+        together.update(*of_level)
+        for name, value in alone.compute().items():
+            assert result[f"{name}_{level}x{level}"] == pytest.approx(value, abs=0, nan_ok=True)
+    assert {name: result[name] for name in together.compute()} == together.compute()

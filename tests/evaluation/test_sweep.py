@@ -116,11 +116,43 @@ def test_a_segmenter_on_an_encoder_of_transformers_has_odd_grids():
     assert [result["tokens"] for result in results] == [81, 81 - 3 * 12, 81 - 3 * 16]
 
 
+def test_thresholds_are_swept_beside_budgets(tmp_path, monkeypatch):
+    settings = {"sharing_thresholds": [0.4, 0.5, 0.4]}
+    results = budget_sweep(scene_model(), scenes(), processor(), ["learned", "random"], [0, 0.3], **settings)
+    found = [(result["sharing"], result["token_reduction"], result.get("sharing_threshold")) for result in results]
+    assert found == [
+        ("none", 0, None),
+        ("learned", 0.3, None),
+        ("learned", None, 0.4),
+        ("learned", None, 0.5),
+        ("random", 0.3, None),
+    ]
+    for result in results:
+        # All images are of one size: 64 patches.
+        assert result["tokens"] == pytest.approx(result["mean_num_tokens"], abs=1e-9)
+        assert result["mean_token_reduction"] == pytest.approx(1 - result["mean_num_tokens"] / 64, abs=1e-12)
+    low, high = results[2:4]
+    assert low["tokens"] < high["tokens"]
+    assert low["multiply_adds"] < high["multiply_adds"]
+    assert "| learned |        p >= 0.4 |" in format_sweep(results)
+    figures = saved_figures(monkeypatch)
+    plot_sweep(results, tmp_path / "sweep.png")
+    lines = {line.get_label(): line for line in figures[0].axes[0].lines}
+    assert lines["learned"].get_xdata().tolist() == [64, 46]
+    assert lines["learned, by threshold"].get_xdata().tolist() == [64, high["tokens"], low["tokens"]]
+    for strategies, budgets, message in (
+        (["random"], [0.3], "`sharing` must have 'learned' with a `sharing_threshold`.* got random"),
+        (["learned", "oracle"], [], "`token_reduction` must be given for oracle sharing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            budget_sweep(scene_model(), Unreadable(), processor(), strategies, budgets, **settings)
+
+
 def test_several_levels_are_swept_and_measured_each():
     model = scene_model(superpatch_levels=(2, 4))
     results = budget_sweep(model, scenes().take(2), processor(), STRATEGIES[1:], [0.6, (0.15, 0.3), 0.9375])
     assert [result["tokens"] for result in results[:3]] == [64 - 3 * 8 - 15, 64 - 3 * 3 - 15, 4]
-    assert "0.15 + 0.3" in format_sweep(results)
+    assert "0.15,0.3" in format_sweep(results)
     for result in results:
         precisions = [result[f"policy_precision_at_budget_{level}x{level}"] for level in (2, 4)]
         if result["token_reduction"] == (0.15, 0.3):  # 3 of each of 2 images, and 1

@@ -156,6 +156,46 @@ def test_no_sharing_is_evaluated_once_whatever_the_budgets(monkeypatch, capsys, 
     assert results[0] == result
 
 
+def test_budgets_of_each_level_and_thresholds(monkeypatch, capsys, options, tmp_path):
+    folder = tmp_path / "levels"
+    tiny_model(num_labels=10, superpatch_levels=(2, 4)).save_pretrained(folder)
+    CtsImageProcessor(size={"shortest_edge": 64}).save_pretrained(folder)
+    run = {**options, "model": folder, "max_samples": 2}
+    run_main(monkeypatch, "evaluate.py", **run, token_reduction=[0.9, "0.15,0.3"], sharing_threshold=[0, 1])
+    results = read(options["output_dir"])["results"]
+    assert [(each["token_reduction"], each.get("sharing_threshold")) for each in results] == [
+        (0.9, None),
+        ([0.15, 0.3], None),
+        (None, 0),
+        (None, 1),
+    ]
+    assert [each["mean_token_reduction"] for each in results[2:]] == [0.9375, 0]
+    printed = capsys.readouterr().out
+    assert "| learned |        0.15,0.3 |" in printed
+    assert "| learned |          p >= 0 |" in printed
+    for model, token_reduction in ((options["model"], "0.15,0.3"), (options["model"], 0.9), (folder, "0.2,0.9")):
+        with pytest.raises(ValueError, match="`token_reduction` must be a number between 0"):
+            run_main(
+                monkeypatch,
+                "evaluate.py",
+                **{**run, "model": model, "output_dir": tmp_path / "refused"},
+                token_reduction=token_reduction,
+            )
+    assert not (tmp_path / "refused").exists()
+
+
+def test_the_models_own_threshold_is_the_default(monkeypatch, options, tmp_path):
+    tiny_model(num_labels=10, sharing_threshold=0.5).save_pretrained(tmp_path / "own")
+    CtsImageProcessor(size={"shortest_edge": 64}).save_pretrained(tmp_path / "own")
+    run_main(monkeypatch, "evaluate.py", **options, sharing_threshold=0.5)
+    expected = read(options["output_dir"])["results"]
+    run = {**options, "model": tmp_path / "own", "overwrite_output_dir": True}
+    run_main(monkeypatch, "evaluate.py", **run)
+    assert read(options["output_dir"])["results"] == expected
+    run_main(monkeypatch, "evaluate.py", **run, token_reduction=0.3)
+    assert read(options["output_dir"])["results"][0]["token_reduction"] == 0.3
+
+
 def refuse_to_load(*_, **__):
     raise AssertionError("a model was loaded")
 
@@ -176,6 +216,7 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(monkeypatch, options, tm
     [
         ({"token_reduction": ["0.3", "nan"]}, "`token_reduction` must be a number between 0 .* got nan"),
         ({"token_reduction": "inf"}, "`token_reduction` must be a number between 0 .* got inf"),
+        ({"sharing_threshold": [0.9, 1.5]}, "`sharing_threshold` must be a probability between 0 and 1, .* got 1.5"),
         ({"max_samples": 0}, "`max_samples` must be at least 1, got 0"),
         ({"num_workers": -1}, "`num_workers` must be at least 0, got -1"),
         ({"seed": -1}, "`seed` must be at least 0, got -1"),
@@ -335,6 +376,7 @@ def test_models_of_transformers_are_refused_with_other_classes_or_windows(
 @pytest.mark.parametrize("more", [{"batch_size": 2}, {"window": 48, "stride": 32, "flip": True, "max_samples": 1}])
 def test_two_processes_give_what_one_gives(monkeypatch, options, more, tmp_path):
     run = {**options, **more, "sharing": ["learned", "random", "oracle"], "token_reduction": [0, 0.3]}
+    run["sharing_threshold"] = 0.5
     run_main(monkeypatch, "evaluate.py", **run)
     finished = launch("evaluate.py", 2, **{**run, "output_dir": tmp_path / "two"})
     assert finished.returncode == 0, finished.stderr

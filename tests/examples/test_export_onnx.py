@@ -43,13 +43,15 @@ class Written:
 
 
 @pytest.mark.slow
-def test_export_and_use(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(("levels", "token_reduction"), [((2,), 0.4), ((2, 4), (0.15, 0.3))], ids=str)
+def test_export_and_use(monkeypatch, capsys, tmp_path, levels, token_reduction):
     pytest.importorskip("onnxscript", reason="ONNX export needs `pip install onnx onnxscript onnxruntime`")
     pytest.importorskip("onnxruntime")
-    model, target = tiny_model(), tmp_path / "exported"
+    model, target = tiny_model(superpatch_levels=levels, sharing_threshold=0.9), tmp_path / "exported"
     model.save_pretrained(tmp_path / "model")
     CtsImageProcessor(do_resize=False).save_pretrained(tmp_path / "model")
-    options = {"image_size": [48, 80], "token_reduction": 0.4, "benchmark": True, "rounds": 2}
+    options = {"image_size": [48, 80], "benchmark": True, "rounds": 2}
+    options["token_reduction"] = ",".join(map(str, token_reduction)) if len(levels) > 1 else token_reduction
     run_main(monkeypatch, "export_onnx.py", model=tmp_path / "model", output_dir=target, **options)
 
     lines = capsys.readouterr().out.splitlines()
@@ -65,7 +67,8 @@ def test_export_and_use(monkeypatch, capsys, tmp_path):
     ]
     names = {path.name for path in target.iterdir()}
     assert {"model.onnx", "config.json", "preprocessor_config.json"} <= names
-    assert AutoConfig.from_pretrained(target).token_reduction == 0.4
+    config = AutoConfig.from_pretrained(target)
+    assert (config.token_reduction, config.sharing_threshold) == (token_reduction, None)
 
     image = Image.new("RGB", (123, 77), "teal")
     processor = AutoImageProcessor.from_pretrained(target)
@@ -73,7 +76,10 @@ def test_export_and_use(monkeypatch, capsys, tmp_path):
     assert inputs["pixel_values"].shape == (1, 3, 48, 80)
     outputs = OnnxSegmenter(target / "model.onnx")(**inputs)
     with torch.no_grad():
-        expected = model(**inputs, token_reduction=0.4)
+        expected = model(**inputs, token_reduction=token_reduction)
+    if len(levels) > 1:
+        shared = zip(outputs.shared_superpatches, expected.shared_superpatches, strict=True)
+        assert all(torch.equal(*of_level) for of_level in shared)
     segmentations = [
         processor.post_process_semantic_segmentation(each, [(77, 123)])[0] for each in (outputs, expected)
     ]

@@ -16,6 +16,7 @@ from cts_hf.data.pictures import read_picture
 from cts_hf.evaluation.existing_models import load_any
 from cts_hf.evaluation.prediction import find_images, predict_files
 from cts_hf.evaluation.prediction_results import read_stamp
+from cts_hf.evaluation.visualization import draw_sharing_grid
 from cts_hf.evaluation.windows import InferenceOptions
 from cts_hf.hub.output_folder import OutputFolder
 
@@ -107,6 +108,50 @@ def test_results_of_other_settings_are_refused_and_only_replaced_when_asked(monk
     run_main(monkeypatch, "predict.py", **{**replaced, "output_dir": tmp_path / "fresh"})
     # Grids of the first model are not left beside masks of the second.
     assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_a_threshold_in_place_of_a_budget(monkeypatch, options, tmp_path):
+    run = {**options, "outputs": ["masks", "grids"]}
+    run_main(monkeypatch, "predict.py", **run, sharing_threshold=0.5)
+    before = contents(options["output_dir"])
+    with pytest.raises(ValueError, match="of another model, budget or other options"):
+        run_main(monkeypatch, "predict.py", **run)
+    tiny_model(num_labels=10, sharing_threshold=0.5).save_pretrained(tmp_path / "own")
+    CtsImageProcessor(size={"shortest_edge": 64}).save_pretrained(tmp_path / "own")
+    run_main(monkeypatch, "predict.py", **{**run, "model": tmp_path / "own"}, batch_size=1)
+    assert contents(options["output_dir"]) == before
+    run_main(monkeypatch, "predict.py", **{**run, "output_dir": tmp_path / "budget"})
+    run_main(
+        monkeypatch,
+        "predict.py",
+        **{**run, "model": tmp_path / "own", "output_dir": tmp_path / "same"},
+        token_reduction=0.3,
+    )
+    budget = contents(tmp_path / "budget")
+    assert budget.keys() == before.keys()
+    assert budget == contents(tmp_path / "same") != before
+
+
+@torch.no_grad()
+def test_grids_of_a_threshold_have_boxes_of_all_sizes(monkeypatch, options, tmp_path):
+    model, processor = (
+        tiny_model(num_labels=10, superpatch_levels=(2, 4)),
+        CtsImageProcessor(size={"shortest_edge": 64}),
+    )
+    model.save_pretrained(tmp_path / "levels")
+    processor.save_pretrained(tmp_path / "levels")
+    image = Image.open(options["images"] / "a.png").convert("RGB")
+    inputs = processor(image, return_tensors="pt")
+    fine, coarse = (logits.softmax(dim=1)[0, 1] for logits in model(**inputs).policy_logits)
+    threshold = coarse.quantile(0.7).item()  # one of four
+    fine, coarse = (shared[0] for shared in model(**inputs, sharing_threshold=threshold).shared_superpatches)
+    assert fine.any()
+    assert coarse.any()
+    run = {**options, "model": tmp_path / "levels", "outputs": "grids"}
+    run_main(monkeypatch, "predict.py", **run, sharing_threshold=threshold)
+    drawn = Image.open(options["output_dir"] / "grids" / "a.png")
+    assert drawn.tobytes() == draw_sharing_grid(image, (fine, coarse), (16, 32), 8).tobytes()
+    assert drawn.tobytes() != draw_sharing_grid(image, (fine, torch.zeros_like(coarse)), (16, 32), 8).tobytes()
 
 
 def test_results_of_an_image_that_has_changed_are_made_again(monkeypatch, capsys, options, tmp_path):
@@ -312,6 +357,8 @@ def test_options_and_images_are_checked_before_the_model_is_opened(monkeypatch, 
         ({"images": tmp_path / "empty"}, "There are no images in"),
         ({"token_reduction": "nan"}, "`token_reduction` must be .*between 0"),
         ({"token_reduction": -0.1}, "`token_reduction` must be .*between 0"),
+        ({"sharing_threshold": 1.5}, "`sharing_threshold` must be a probability between 0 and 1"),
+        ({"token_reduction": 0.3, "sharing_threshold": 0.9}, "`sharing_threshold` must be None where `token_red"),
         ({"num_workers": -1}, "`num_workers` must be at least 0"),
     ):
         with pytest.raises(ValueError, match=message):

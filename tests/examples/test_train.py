@@ -119,6 +119,97 @@ def test_train_takes_a_trained_policy_and_evaluates_in_windows(scenes, train_pol
     assert largest_difference(CtsPolicyModel.from_pretrained(folder).state_dict(), trained.state_dict()) == 0
 
 
+LEVELS = {"superpatch_levels": [2, 4], "token_reduction": "0.15,0.3"}
+
+
+@pytest.fixture(scope="module")
+def policy_of_levels(scenes, tmp_path_factory):
+    """A folder with a policy for superpatches of 2 x 2 and 4 x 4 patches, and its metrics."""
+    folder = tmp_path_factory.mktemp("policy_of_levels")
+    options = {**POLICY_RUN, **LEVELS, "data_dir": scenes, "output_dir": folder}
+    return folder, run_example("train_policy.py", **options, max_steps=2)
+
+
+def test_a_policy_of_several_levels(scenes, policy_of_levels, tmp_path, capsys):
+    folder, metrics = policy_of_levels
+    measured = {"accuracy", "precision", "recall", "average_precision", "precision_at_budget"}
+    assert metrics.keys() == {name + level for name in measured for level in ("", "_2x2", "_4x4")}
+    policy = CtsPolicyModel.from_pretrained(folder)
+    assert policy.config.superpatch_levels == (2, 4)
+    assert len(policy.larger_heads) == 1
+    with pytest.raises(ValueError, match=r"`policy_config.superpatch_levels` must be .* got \(2, 4\): give the model"):
+        train(scenes, tmp_path / "refused", policy=folder)
+    results = train(scenes, tmp_path / "run", policy=folder, **LEVELS)
+    assert [result["token_reduction"] for result in results[1:]] == [(0.15, 0.3)] * 3
+    assert all(0 <= result["policy_precision_at_budget_4x4"] <= 1 for result in results[1:])
+    model = CtsForSemanticSegmentation.from_pretrained(tmp_path / "run")
+    assert (model.config.superpatch_levels, model.config.token_reduction) == ((2, 4), (0.15, 0.3))
+    assert largest_difference(policy.state_dict(), model.cts.policy.state_dict()) == 0
+    # Further training has the levels of the model.
+    train(scenes, tmp_path / "on", model=tmp_path / "run", policy_loss_weight=0, token_reduction=0.9)
+    assert CtsForSemanticSegmentation.from_pretrained(tmp_path / "on").config.superpatch_levels == (2, 4)
+
+
+def test_training_of_a_policy_of_several_levels_is_resumed(scenes, policy_of_levels, tmp_path):
+    folder, _ = policy_of_levels
+    options = {**POLICY_RUN, **LEVELS, "data_dir": scenes, "output_dir": tmp_path, "save_steps": 1}
+    run_example("train_policy.py", **options, max_steps=1)
+    resumed = {**options, "max_steps": 2, "resume_from_checkpoint": "latest"}
+    with pytest.raises(ValueError, match=r"superpatch_levels \[2, 4\] -> \[2\]"):
+        run_example("train_policy.py", **{**resumed, "superpatch_levels": 2, "token_reduction": 0.3})
+    run_example("train_policy.py", **resumed)
+    assert largest_difference(folder / "model.safetensors", tmp_path / "model.safetensors") == 0
+
+
+def test_a_policy_of_several_levels_is_trained_first(scenes, tmp_path):
+    results = train(scenes, tmp_path, policy_epochs=0.4, **LEVELS)
+    assert [result["token_reduction"] for result in results[1:]] == [(0.15, 0.3)] * 3
+    policy = CtsPolicyModel.from_pretrained(tmp_path / "policy")
+    model = CtsForSemanticSegmentation.from_pretrained(tmp_path)
+    assert policy.config.superpatch_levels == (2, 4)
+    assert largest_difference(policy.state_dict(), model.cts.policy.state_dict()) == 0
+    assert "precision_at_budget_4x4" in (tmp_path / "policy" / "README.md").read_text()
+
+
+def test_a_policy_and_a_model_of_one_level_serve_larger_superpatches(scenes, train_policy, tmp_path):
+    folder, _ = train_policy
+    train(scenes, tmp_path / "run", policy=folder, **LEVELS)
+    config = CtsConfig.from_pretrained(tmp_path / "run")
+    assert (config.superpatch_levels, config.policy_config.superpatch_levels) == ((2, 4), (2,))
+    train(scenes, tmp_path / "plain", policy=folder)
+    train(scenes, tmp_path / "on", model=tmp_path / "plain", policy_loss_weight=0, **LEVELS)
+    config = CtsConfig.from_pretrained(tmp_path / "on")
+    assert (config.superpatch_levels, config.policy_config.superpatch_levels) == ((2, 4), (2,))
+    with pytest.raises(ValueError, match=r"`token_reduction` must be a number between 0 \(no sharing\) and 0.75"):
+        train(scenes, tmp_path / "refused", model=tmp_path / "plain", policy_loss_weight=0, token_reduction=0.9)
+
+
+def test_train_with_a_threshold(scenes, train_policy, tmp_path):
+    folder, _ = train_policy
+    results = train(scenes, tmp_path / "run", policy=folder, sharing_threshold=0.5)
+    assert [(result["sharing"], result["token_reduction"]) for result in results] == [
+        ("none", 0.0),
+        ("learned", None),
+        ("random", 0.3),
+        ("oracle", 0.3),
+    ]
+    assert CtsConfig.from_pretrained(tmp_path / "run").sharing_threshold == 0.5
+    assert "from a probability of 0.5 on" in (tmp_path / "run" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_training_with_a_threshold_is_resumed_with_the_same(scenes, train_policy, tmp_path):
+    folder, _ = train_policy
+    train(scenes, tmp_path / "resumed", policy=folder, sharing_threshold=0.5, max_steps=1, save_steps=1)
+    resumed = {"policy": folder, "max_steps": 2, "save_steps": 1, "resume_from_checkpoint": "latest"}
+    with pytest.raises(ValueError, match=r"sharing_threshold 0\.5 -> 0\.9"):
+        train(scenes, tmp_path / "resumed", sharing_threshold=0.9, **resumed)
+    train(scenes, tmp_path / "resumed", sharing_threshold=0.5, **resumed)
+    train(scenes, tmp_path / "whole", policy=folder, sharing_threshold=0.5, max_steps=2)
+    weights = (tmp_path / name / "model.safetensors" for name in ("resumed", "whole"))
+    assert largest_difference(*weights) == 0
+
+
 def test_a_segmenter_is_refused_as_policy(scenes, tmp_path):
     tiny_model().save_pretrained(tmp_path / "segmenter")
     with pytest.raises(ValueError, match="must hold a policy, got a whole segmentation model"):

@@ -71,4 +71,7 @@ def test_options_that_exclude_each_other(scenes, dinov2, tmp_path):
         train_example(scenes, tmp_path, backbone=dinov2, backbone_weights=dinov2)
     with pytest.raises(ValueError, match="`freeze_encoder` must be False for an encoder with random weights"):
         train_example(scenes, tmp_path, freeze_encoder=True)
+    for options in ({"superpatch_levels": [2, 4]}, {"sharing_threshold": 0.9}):
+        with pytest.raises(ValueError, match="`superpatch_levels` must be 2 and `sharing_threshold` unset"):
+            train_example(scenes, tmp_path, backbone=dinov2, **options)
     assert list(tmp_path.iterdir()) == []

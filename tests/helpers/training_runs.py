@@ -71,7 +71,7 @@ def train(data_dir, output_dir, transform=None, model_options=None, policy_loss_
     data_args = DataArguments(data_dir=str(data_dir), **TINY_DATA)
     model_args = ModelArguments(**{**TINY_MODEL, **(model_options or {})})
     data = data_args.load()
-    policy = build_policy(PolicyArguments(**TINY_POLICY), model_args.patch_size)
+    policy = build_policy(PolicyArguments(**TINY_POLICY), model_args.patch_size, superpatch_levels=model_args.levels)
     source = PolicySourceArguments(policy_loss_weight=policy_loss_weight)
     model = build_segmenter(model_args, policy, source, data, data_args.crop_size)
     if args.gradient_checkpointing:

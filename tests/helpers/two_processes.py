@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 
 from cts_hf.evaluation.sharing import Sharing
-from cts_hf.training import PolicyTask, build_processor
-from cts_hf.training.arguments import DataArguments
+from cts_hf.training import DataArguments, PolicyTask, build_processor
 
 from .models import tiny_model
 from .training_runs import train

@@ -25,6 +25,11 @@ def test_a_policy_that_will_be_trained_starts_new(source):
     assert start(**source).config.superpatch_size == 2 * TINY_MODEL["patch_size"]
 
 
+def test_a_new_policy_decides_about_the_superpatches_of_its_segmenter():
+    config = start({"superpatch_levels": [2, 4]}, policy_epochs=1).config
+    assert (config.superpatch_size, config.superpatch_levels) == (2 * TINY_MODEL["patch_size"], (2, 4))
+
+
 def test_a_trained_segmenter_keeps_its_policy_unless_another_is_trained(tmp_path):
     assert start({"model": str(tmp_path)}) is None
 
@@ -32,4 +37,7 @@ def test_a_trained_segmenter_keeps_its_policy_unless_another_is_trained(tmp_path
 def test_a_policy_that_nothing_trains_is_refused_where_tokens_are_shared():
     with pytest.raises(ValueError, match="The policy would stay as random as it starts"):
         start()
+    with pytest.raises(ValueError, match="The policy would stay as random as it starts"):
+        start({"sharing_threshold": 0.9})
     assert start({"token_reduction": 0.0}) is not None
+    assert start({"token_reduction": (0.0, 0.0), "superpatch_levels": [2, 4]}) is not None

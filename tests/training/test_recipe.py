@@ -278,6 +278,54 @@ def test_what_a_run_saves_is_a_recipe_of_the_same_options(tmp_path):
     assert parse_recipe(SEGMENTER, ["--recipe", str(tmp_path / "train.yaml")]) == arguments
 
 
+@pytest.mark.parametrize("types", [SEGMENTER, POLICY])
+def test_budgets_of_several_levels_are_in_recipes_as_on_the_command_line(tmp_path, types):
+    text = "superpatch_levels: [2, 4]\ntoken_reduction: 0.2,0.3"
+    arguments = parse_recipe(types, [write(tmp_path / "recipe.yaml", text)])
+    assert (arguments[1].levels, arguments[1].token_reduction) == ((2, 4), (0.2, 0.3))
+    save_recipe(tmp_path, arguments)
+    assert "\ntoken_reduction: 0.2,0.3\n" in (tmp_path / "train.yaml").read_text()
+    assert parse_recipe(types, ["--recipe", str(tmp_path / "train.yaml")]) == arguments
+    refuse_another_recipe(tmp_path, arguments)
+    other = parse_recipe(types, ["--recipe", str(tmp_path / "train.yaml"), "--token_reduction", "0.2,0.3017578125"])
+    with pytest.raises(ValueError, match=r"token_reduction '0\.2,0\.3' -> '0\.2,0\.3017578125'"):
+        refuse_another_recipe(tmp_path, other)
+    save_recipe(tmp_path, other)
+    assert parse_recipe(types, ["--recipe", str(tmp_path / "train.yaml")]) == other
+
+
+def test_budgets_that_are_no_words_are_refused(tmp_path, capsys):
+    for text in ("token_reduction: [0.2, 0.3]", "token_reduction: 0.2;0.3", "token_reduction: true"):
+        with pytest.raises(SystemExit):
+            parse_recipe(SEGMENTER, [write(tmp_path / "recipe.yaml", text)])
+        assert "--token_reduction: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [ModelArguments, SuperpatchArguments])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"token_reduction": 0.8}, r"`token_reduction` must be a number between 0 \(no sharing\) and 0.75"),
+        ({"token_reduction": (0.2, 0.3)}, r"`token_reduction` must be a number between 0 \(no sharing\) and 0.75"),
+        ({"superpatch_levels": [2, 4], "token_reduction": 0.95}, r"`token_reduction` must be .* and 0.9375"),
+        ({"superpatch_levels": [2, 4], "token_reduction": (0.5, 0.5)}, r"`token_reduction` must be .* one for each"),
+        ({"superpatch_levels": [2, 3]}, r"`superpatch_levels` must be sides of superpatches .* got \[2, 3\]"),
+    ],
+)
+def test_budgets_that_the_levels_do_not_allow_are_refused(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(**options)
+
+
+def test_options_of_sharing_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match=r"`token_reduction` must be above 0 .*, got 0 and 0\.9"):
+        ModelArguments(token_reduction=0, sharing_threshold=0.9)
+    with pytest.raises(ValueError, match="`sharing_threshold` must be a probability between 0 and 1"):
+        ModelArguments(sharing_threshold=1.5)
+    with pytest.raises(ValueError, match="`superpatch_levels` must be 2 for a model of transformers"):
+        SuperpatchArguments(superpatch_levels=[2, 4], for_model="facebook/dinov2-small")
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_hold_only_options_that_there_are(recipe):
     arguments = parse_recipe(POLICY if recipe.stem.startswith("policy") else SEGMENTER, [str(recipe)])

@@ -30,29 +30,42 @@ def task(data):
 
 
 @pytest.mark.parametrize(
-    ("token_reduction", "expected"),
+    ("trained_with", "expected"),
     [
-        (0.3, [("none", 0.0), ("learned", 0.3), ("random", 0.3), ("oracle", 0.3)]),
-        (0.0, [("none", 0.0)]),
+        ((0.3,), [("none", 0.0, None), ("learned", 0.3, None), ("random", 0.3, None), ("oracle", 0.3, None)]),
+        ((0.3, 0.9), [("none", 0.0, None), ("learned", None, 0.9), ("random", 0.3, None), ("oracle", 0.3, None)]),
+        ((0.0,), [("none", 0.0, None)]),
+        (((0.0, 0.0),), [("none", 0.0, None)]),
     ],
 )
-def test_sharings_are_compared_at_the_budget_of_the_training(token_reduction, expected):
-    sharings = sharings_to_compare(token_reduction)
-    assert [(sharing.strategy, sharing.token_reduction) for sharing in sharings] == expected
+def test_sharings_are_compared_as_in_the_training(trained_with, expected):
+    assert sharings_to_compare(*trained_with) == expected
 
 
 def test_the_report_has_a_table_a_card_and_a_picture(task, data, tmp_path, capsys):
     results = [
         {"sharing": "none", "token_reduction": 0.0, "mean_iou": 0.5},
         {"sharing": "oracle", "token_reduction": 0.3, "mean_iou": 0.25, "policy_precision_at_budget": 1.0},
+        {"sharing": "random", "token_reduction": (0.1, 0.4), "mean_iou": 0.2, "policy_precision_at_budget": 0.5},
+        {
+            "sharing": "learned",
+            "token_reduction": None,
+            "sharing_threshold": 0.9,
+            "mean_token_reduction": 0.42,
+            "mean_iou": 0.3,
+            "policy_precision_at_budget": 0.9,
+        },
     ]
     report_segmenter(tmp_path, task, results, data)
     lines = [line.split() for line in capsys.readouterr().out.strip().splitlines()]
     assert lines[2] == ["|", "none", "|", "0.0%", "|", "0.5000", "|", "-", "|"]
     assert lines[3] == ["|", "oracle", "|", "30.0%", "|", "0.2500", "|", "1.000", "|"]
+    assert lines[4][1:6] == ["random", "|", "50.0%", "|", "0.2000"]
+    assert lines[5] == ["|", "learned", "|", "42.0%", "|", "0.3000", "|", "0.900", "|"]
     card = (tmp_path / "README.md").read_text()
     assert "| mean IoU, no sharing | 0.5000 |" in card
     assert "| mean IoU, oracle sharing of 30% of the tokens | 0.2500 |" in card
+    assert "| mean IoU, learned sharing from a probability of 0.9 on, 42% of the tokens | 0.3000 |" in card
     with Image.open(tmp_path / "prediction.png") as picture:
         assert picture.width > picture.height
 

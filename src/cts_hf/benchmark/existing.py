@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, BaseImageProcessor, PreTrainedModel
 
 from ..existing import apply_cts
 from ..existing.loading import load_existing
@@ -26,14 +26,20 @@ _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 1
 _DINOV2 = {**_SMALL, "image_size": 518, "patch_size": 14}
 _BEIT = {**_BASE, "image_size": 640, "use_relative_position_bias": True, "layer_scale_init_value": 0.1}
 _EOMT = {"image_size": 640, "patch_size": 16, "num_labels": 150}
+_EOMT_PROCESSOR = ("EomtImageProcessor", {"shortest_edge": 640, "longest_edge": 640})
 
 
 class ExistingPreset(NamedTuple):
-    """A model of transformers: the names of its class and of its configuration, and its options."""
+    """
+    A model of transformers: the names of its class and of its configuration, and its options; and, if it makes label
+    maps, the name of its image processor and the size that this gives to pictures.
+    """
 
     model: str
     config: str
     options: dict[str, Any]
+    processor: str | None = None
+    processor_size: dict[str, int] | None = None
 
     def build(self) -> PreTrainedModel:
         """The model with random weights."""
@@ -41,6 +47,15 @@ class ExistingPreset(NamedTuple):
         if hasattr(model, "attn_mask_probs"):
             model.attn_mask_probs.zero_()  # as in published models, whose queries are not masked any more
         return model
+
+    def build_processor(self) -> BaseImageProcessor:
+        """The image processor of this model; refuses a model without one."""
+        if self.processor is None:
+            raise ValueError(
+                f"`end_to_end` must be unset for a {self.model}, which makes no label maps: leave it out, or "
+                "measure a model for semantic segmentation."
+            )
+        return getattr(transformers, self.processor)(size=self.processor_size)
 
 
 EXISTING_PRESETS = {
@@ -51,14 +66,24 @@ EXISTING_PRESETS = {
         {**_SMALL, "intermediate_size": 1536, "image_size": 512, "patch_size": 16, "num_register_tokens": 4},
     ),
     "eomt-small-640": ExistingPreset(
-        "EomtForUniversalSegmentation", "EomtConfig", {**_SMALL, **_EOMT, "num_queries": 200, "num_blocks": 3}
+        "EomtForUniversalSegmentation",
+        "EomtConfig",
+        {**_SMALL, **_EOMT, "num_queries": 200, "num_blocks": 3},
+        *_EOMT_PROCESSOR,
     ),
     "eomt-large-640": ExistingPreset(
-        "EomtForUniversalSegmentation", "EomtConfig", {**_LARGE, **_EOMT, "num_queries": 200, "num_blocks": 4}
+        "EomtForUniversalSegmentation",
+        "EomtConfig",
+        {**_LARGE, **_EOMT, "num_queries": 200, "num_blocks": 4},
+        *_EOMT_PROCESSOR,
     ),
     "beit-base-640-encoder": ExistingPreset("BeitModel", "BeitConfig", _BEIT),
     "beit-base-640": ExistingPreset(
-        "BeitForSemanticSegmentation", "BeitConfig", {**_BEIT, "out_indices": [4, 6, 8, 12], "num_labels": 150}
+        "BeitForSemanticSegmentation",
+        "BeitConfig",
+        {**_BEIT, "out_indices": [4, 6, 8, 12], "num_labels": 150},
+        "BeitImageProcessor",
+        {"height": 640, "width": 640},
     ),
     "depth-anything-small-518": ExistingPreset(
         "DepthAnythingForDepthEstimation",
@@ -98,7 +123,10 @@ def build_existing(
             return model
     elif preset is None:
         config = AutoConfig.from_pretrained(source)
-        model = getattr(transformers, (config.architectures or ["AutoModel"])[0])(config)
+        if config.architectures:
+            model = getattr(transformers, config.architectures[0])(config)
+        else:
+            model = AutoModel.from_config(config)
     else:
         model = EXISTING_PRESETS[preset].build()
     policy = None

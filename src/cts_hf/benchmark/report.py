@@ -5,9 +5,12 @@
 from typing import Any
 
 from ..evaluation.tables import format_table
+from .running import KINDS
 
 
 PARTS = ("policy", "embedding_and_sharing", "encoder", "decoder", "unsharing", "upsampling")
+_KEY_TITLES = ("size", "reduction", "batch")
+_STAGES = ("preprocessing", "forward", "postprocessing")
 
 
 def format_report(report: dict[str, Any]) -> str:
@@ -25,33 +28,57 @@ def format_report(report: dict[str, Any]) -> str:
             "",
             "Milliseconds by part, plain / CTS (upsampling to the size of the image follows the forward)",
             "",
-            format_table(("size", "reduction", "batch", *PARTS), [_part_cells(row) for row in report["rows"]]),
+            format_table((*_KEY_TITLES, *PARTS), [_part_cells(row) for row in report["rows"]]),
+        ]
+    if (whole := report["rows"][0]["end_to_end"]) is not None:
+        whose = "smooth random logits, as weights are random" if whole["draws_logits"] else "the model's own logits"
+        lines += [
+            "",
+            f"From picture to label map, plain / CTS (label maps of {whose})",
+            "",
+            format_table(_WHOLE_TITLES, [_whole_cells(row) for row in report["rows"]]),
         ]
     for row in report["rows"]:
         lines += [
             "",
-            f"{_case_name(row)}: ratio {row['ratio']:.2f} (quartiles {row['ratio_quartiles'][0]:.2f} to "
-            f"{row['ratio_quartiles'][1]:.2f}, {row['rounds']} rounds), bound by multiply-adds {row['bound']:.2f}, "
-            f"{100 * row['reached']:.0f} % of it reached"
-            + (f"; with upsampling {row['ratio_with_upsampling']:.2f}" if row["parts"]["upsampling"] else ""),
+            f"{_case_name(row)}: ratio {_ratio(row)}, {row['rounds']} rounds, bound by multiply-adds "
+            f"{row['bound']:.2f}, {100 * row['reached']:.0f} % of it reached"
+            + (f"; with upsampling {row['ratio_with_upsampling']:.2f}" if row["parts"]["upsampling"] else "")
+            + (f"; from picture to label map {_ratio(row['end_to_end'])}" if row["end_to_end"] else "")
+            + f"; peak memory with {row['weights_mib']:.0f} MiB of weights, plain / CTS {row['memory_ratio']:.2f}",
         ]
     return "\n".join(lines)
 
 
-_CASE_TITLES = (
-    "size", "reduction", "batch", "model", "ms p50", "ms p95", "images/s", "peak MiB", "G multiply-adds",
+# The title of each column, the key of its value in what is known of a kind of runs, digits and scale.
+_CASE_COLUMNS = (
+    ("tokens", "num_tokens", 0, 1), ("ms p50", "latency_ms_p50", 0, 1), ("ms p95", "latency_ms_p95", 0, 1),
+    ("images/s", "images_per_second", 2, 1), ("peak MiB", "peak_memory_mib", 0, 1),
+    ("G multiply-adds", "multiply_adds", 1, 1e-9),
 )  # fmt: skip
+_WHOLE_COLUMNS = tuple(column for column in _CASE_COLUMNS if column[0] not in ("tokens", "G multiply-adds"))
+_CASE_TITLES = (*_KEY_TITLES, "model", *(title for title, *_ in _CASE_COLUMNS))
+_WHOLE_TITLES = (*_KEY_TITLES, *(title for title, *_ in _WHOLE_COLUMNS), *(f"{stage} %" for stage in _STAGES))
 
 
 def _case_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    cells = list(_key_cells(row))
-    cells.append("plain / CTS")
-    for key, digits, scale in (
-        ("latency_ms_p50", 0, 1), ("latency_ms_p95", 0, 1), ("images_per_second", 2, 1), ("peak_memory_mib", 0, 1),
-        ("multiply_adds", 1, 1e-9),
-    ):  # fmt: skip
-        cells.append(" / ".join(f"{row[kind][key] * scale:.{digits}f}" for kind in ("plain", "cts")))
-    return tuple(cells)
+    return (*_key_cells(row), "plain / CTS", *(_both(row, *column) for _, *column in _CASE_COLUMNS))
+
+
+def _whole_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    whole = row["end_to_end"]
+    shares = {kind: whole[kind]["shares"] for kind in KINDS}
+    values = (_both(whole, *column) for _, *column in _WHOLE_COLUMNS)
+    return (*_key_cells(row), *values, *(_both(shares, stage, 1, 100) for stage in _STAGES))
+
+
+def _both(of_kinds: dict[str, Any], key: str, digits: int, scale: float) -> str:
+    return " / ".join(f"{of_kinds[kind][key] * scale:.{digits}f}" for kind in KINDS)
+
+
+def _ratio(result: dict[str, Any]) -> str:
+    low, high = result["ratio_quartiles"]
+    return f"{result['ratio']:.2f} (quartiles {low:.2f} to {high:.2f})"
 
 
 def _part_cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -60,7 +87,14 @@ def _part_cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _key_cells(row: dict[str, Any]) -> tuple[str, str, str]:
-    return "x".join(map(str, row["image_size"])), f"{100 * row['token_reduction']:.2f} %", str(row["batch_size"])
+    if row["sharing_threshold"] is not None:
+        on_average = 1 - row["cts"]["num_tokens"] / row["plain"]["num_tokens"]
+        reduction = f"at {row['sharing_threshold']:g}, {100 * on_average:.2f} %"
+    else:
+        of_levels = row["token_reduction"]
+        of_levels = of_levels if isinstance(of_levels, tuple) else (of_levels,)
+        reduction = " + ".join(f"{100 * of_level:.2f} %" for of_level in of_levels)
+    return "x".join(map(str, row["image_size"])), reduction, str(row["batch_size"])
 
 
 def _case_name(row: dict[str, Any]) -> str:

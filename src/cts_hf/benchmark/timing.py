@@ -107,7 +107,13 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-    return max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]") / 2**20
+    changes = [event for event in events if event.get("name") == "[memory]"]
+    if not changes:
+        return 0.0
+    # The total counts on from earlier profiles, with what was freed after their end: the growth alone is the run's.
+    first = min(changes, key=lambda event: event["ts"])["args"]
+    highest = max(event["args"]["Total Allocated"] for event in changes)
+    return (highest - first["Total Allocated"] + first["Bytes"]) / 2**20
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Mean IoU of a model on a data set, under any sharing and budget, in one process or several."""
+"""Mean IoU of a model on a data set, under any sharing, budget and threshold, in one process or several."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -18,13 +18,14 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data import IGNORE_INDEX
+from ..model.configuration_cts import CtsConfig
 from ..model.image_processing_maps_cts import resize_labels
 from ..model.modeling_cts_grid import PatchGrid
 from ..model.modeling_cts_targets import superpatch_targets
 from .existing_models import Segmenter, as_segmenter
 from .mean_iou import MeanIoU
-from .metrics import PolicyMetrics
-from .segmentation import PerLevel, PreparedImage, Segmentation, Windows, of_process, segment_batches
+from .metrics import LevelMetrics, PerLevel, TokenMetrics
+from .segmentation import PreparedImage, Segmentation, Windows, of_process, segment_batches
 from .sharing import Sharing, checked_sharing, sharing_scores
 from .windows import InferenceOptions, check_input_sizes, resized_images
 
@@ -39,11 +40,11 @@ class Row(NamedTuple):
 
     Attributes:
         index: of the row.
-        label: (H, W) uint8 class ids at the size of the original image.
+        label: (H, W) uint8 class ids at the size of the original image; None where the row has none.
     """
 
     index: int
-    label: Tensor
+    label: Tensor | None
 
 
 def evaluate_segmentation(
@@ -52,11 +53,12 @@ def evaluate_segmentation(
     processor: BaseImageProcessor,
     *,
     sharing: str = "learned",
-    token_reduction: float | None = None,
+    token_reduction: float | tuple[float, ...] | None = None,
+    sharing_threshold: float | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """
-    Evaluates one sharing strategy at one budget.
+    Evaluates one sharing strategy at one budget or threshold.
 
     Args:
         model: a Segmenter or a model that `apply_cts` has changed, on the device to use; its training mode is restored
@@ -65,7 +67,9 @@ def evaluate_segmentation(
             `cts_hf.data` give them.
         processor: prepares the images.
         sharing: "none", "learned", "random" or "oracle".
-        token_reduction: 0 to 0.75; None is `model.config.token_reduction`, and 0 for "none".
+        token_reduction: fraction of the tokens to remove, or what each level removes.
+        sharing_threshold: instead of it, the probability from which on superpatches share, of learned sharing. If
+            neither is given, the model's own, and no budget for "none".
         settings: of `evaluate_sharings`.
 
     Returns:
@@ -78,16 +82,13 @@ def evaluate_segmentation(
     >>> evaluate_segmentation(model, data.validation, processor, token_reduction=0.3)["mean_iou"]
     ```
     """
-    if token_reduction is None:
+    if token_reduction is None and sharing_threshold is None:
         model = _segmenter(model, processor, settings.get("options"), settings.get("accelerator"))
-        config = model.config
-        if sharing != "none" and config.sharing_threshold is not None:
-            raise ValueError(
-                "`token_reduction` must be given to evaluate a model whose configuration has a `sharing_threshold` "
-                f"({config.sharing_threshold}), got None: give a budget, as other sharings have."
-            )
-        token_reduction = 0.0 if sharing == "none" else config.token_reduction
-    return evaluate_sharings(model, dataset, processor, [Sharing(sharing, token_reduction)], **settings)[0]
+        _, token_reduction, sharing_threshold = Sharing.of_model(model.config)
+        if sharing == "none":
+            token_reduction, sharing_threshold = 0.0, None
+    sharings = [Sharing(sharing, token_reduction, sharing_threshold)]
+    return evaluate_sharings(model, dataset, processor, sharings, **settings)[0]
 
 
 @torch.no_grad()
@@ -104,7 +105,7 @@ def evaluate_sharings(
     show_progress: bool = False,
 ) -> list[dict[str, Any]]:
     """
-    Evaluates several sharing strategies and budgets, reading the data set once.
+    Evaluates several sharing strategies, budgets and thresholds, reading the data set once.
 
     Rows are counted exactly once whatever the number of processes, in batches that do not depend on it: the counts,
     and so the results, are those of a single process.
@@ -115,7 +116,7 @@ def evaluate_sharings(
         dataset: rows with `image` and `label` (class ids in [0, num_labels) or 255) as PIL images, as the readers of
             `cts_hf.data` give them.
         processor: prepares the images; predictions are compared at the size of the labels.
-        sharings: strategies and budgets.
+        sharings: strategies, each with a budget or a threshold.
         options: how images are segmented; None is each one as a whole, at the processor's size.
         num_workers: processes that read ahead; a streamed data set is read by the main one.
         seed: of random sharing, and of the order of equally good superpatches under the oracle. Each row has a
@@ -124,14 +125,15 @@ def evaluate_sharings(
         show_progress: whether the main process shows a progress bar.
 
     Returns:
-        for every sharing, in their order: `sharing` (the strategy), `token_reduction`, `num_images`, all of
-        `MeanIoU.compute`, and where anything is shared all of `PolicyMetrics.compute` under `policy_...`: of the
-        windows that the model saw, by the scores and the choice in its own outputs. With several levels, these are
-        of the superpatches of all sizes, and those of each are under `policy_..._2x2` and so on.
+        for every sharing, in their order: `sharing` (the strategy), `token_reduction` (the budget, or None and
+        `sharing_threshold`), `num_images`, all of `TokenMetrics.compute`, what came out of it, all of
+        `MeanIoU.compute`, and where anything is shared all of `LevelMetrics.compute` under `policy_...`: of the
+        windows that the model saw, by the scores and the choice in its own outputs.
 
     Raises:
-        ValueError: an unknown strategy, learned sharing of a model without policy, a budget out of range, inputs
-            smaller than a superpatch, labels that are no class of the model, or an empty data set.
+        ValueError: an unknown strategy, learned sharing of a model without policy, a budget or threshold that the
+            model cannot have, inputs smaller than a superpatch, labels that are no class of the model, or an empty
+            data set.
     """
     options = options or InferenceOptions()
     model = _segmenter(model, processor, options, accelerator)
@@ -205,16 +207,44 @@ def total_images(num_images: int, device: torch.device, accelerator: "Accelerato
     return int(total)
 
 
+def input_grid(config: CtsConfig, windows: Windows) -> PatchGrid:
+    """The grid of each of the inputs of a model that are cut out of an image."""
+    top, left, bottom, right = windows.boxes[0]
+    return PatchGrid.of_config(config, (bottom - top, right - left))
+
+
+def window_targets(config: CtsConfig, label: Tensor, windows: Windows) -> PerLevel:
+    """
+    What a policy should say of windows of an image.
+
+    Args:
+        config: of the model, or what evaluation reads of one of transformers.
+        label: (H, W) uint8 class ids at the size of the original image.
+        windows: where they are.
+
+    Returns:
+        (len(boxes), Hs, Ws) int64 of `superpatch_targets`; a tuple of one per level if there are several.
+    """
+    labels = resize_labels(label, windows.size)
+    if windows.flipped:
+        labels = labels.flip(-1)
+    parts = torch.stack([labels[box.top : box.bottom, box.left : box.right] for box in windows.boxes])
+    grid = input_grid(config, windows)
+    parts = grid.pad(parts, IGNORE_INDEX)
+    targets = tuple(superpatch_targets(parts, level * grid.patch_size, IGNORE_INDEX) for level in grid.levels)
+    return targets if len(targets) > 1 else targets[0]
+
+
 class _Evaluation:
-    """The metrics of one sharing strategy at one budget."""
+    """The metrics of one sharing strategy at one budget or threshold."""
 
     def __init__(self, model: Segmenter, sharing: Sharing, options: InferenceOptions, seed: int):
-        self.levels = model.config.superpatch_levels
-        self.sharing = checked_sharing(sharing, model.cts.policy is not None, self.levels)
+        levels, takes_thresholds = model.config.superpatch_levels, model.config.backbone_config is None
+        self.sharing = checked_sharing(sharing, model.cts.policy is not None, levels, takes_thresholds)
         self.model, self.options, self.seed = model, options, seed
         self.mean_iou = MeanIoU(model.config.num_labels, IGNORE_INDEX, model.device)
-        self.policy_metrics = PolicyMetrics(model.device)
-        self.level_metrics = [PolicyMetrics(model.device) for _ in self.levels if len(self.levels) > 1]
+        self.policy_metrics = LevelMetrics(levels, model.device)
+        self.token_metrics = TokenMetrics(levels, model.device)
         self.num_images = 0
 
     def update(self, images: list[PreparedImage]) -> None:
@@ -225,61 +255,44 @@ class _Evaluation:
             generators = {image.source.index: self._generator(image.source) for image in images}
             scores = partial(self._scores, generators)
         for segmentation in segment_batches(
-            self.model,
-            [images],
-            self.options,
-            token_reduction=self.sharing.token_reduction,
-            superpatch_scores=scores,
+            self.model, [images], self.options, superpatch_scores=scores, **self.sharing.budget
         ):
             self._count(segmentation)
 
     def compute(self, accelerator: "Accelerator | None") -> dict[str, Any]:
         num_images = total_images(self.num_images, self.model.device, accelerator)
-        strategy, token_reduction = self.sharing
-        result = {"sharing": strategy, "token_reduction": token_reduction, "num_images": num_images}
+        result = {"sharing": self.sharing.strategy, "token_reduction": self.sharing.token_reduction}
+        if self.sharing.sharing_threshold is not None:
+            result["sharing_threshold"] = self.sharing.sharing_threshold
+        result["num_images"] = num_images
+        result |= self.token_metrics.compute(accelerator)
         result |= self.mean_iou.compute(accelerator=accelerator)
-        if strategy != "none":
+        if self.sharing.strategy != "none":
             policy_metrics = self.policy_metrics.compute(accelerator)
             result.update({f"policy_{name}": value for name, value in policy_metrics.items()})
-            for level, metrics in zip(self.levels[: len(self.level_metrics)], self.level_metrics, strict=True):
-                of_level = metrics.compute(accelerator)
-                result.update({f"policy_{name}_{level}x{level}": value for name, value in of_level.items()})
         return result
 
     def _count(self, segmentation: Segmentation) -> None:
         self.num_images += 1
-        row = segmentation.source
+        row, passes = segmentation.source, segmentation.passes
         self.mean_iou.add(prediction=segmentation.class_ids, reference=row.label)
-        if self.sharing.strategy != "none":
-            for done in segmentation.passes:
-                # Where the budget of a small image rounds to nothing, the policy does not run.
-                if done.scores is not None:
-                    targets = self._targets(row, done.windows)
-                    self._count_policy(done.scores, targets, done.shared_superpatches)
-
-    def _count_policy(self, *values: PerLevel) -> None:
-        if not self.level_metrics:
-            self.policy_metrics.update(*values)
-        for metrics, *of_level in zip(self.level_metrics, *values, strict=True) if self.level_metrics else ():
-            self.policy_metrics.update(*of_level)
-            metrics.update(*of_level)
+        self.token_metrics.update(
+            [(input_grid(self.model.config, done.windows).num_patches, done.shared_superpatches) for done in passes]
+        )
+        if self.sharing.strategy == "none":
+            return
+        for done in passes:
+            # Where the budget of a small image rounds to nothing, the policy does not run.
+            if done.scores is not None:
+                targets = window_targets(self.model.config, row.label.to(self.model.device), done.windows)
+                self.policy_metrics.update(done.scores, targets, done.shared_superpatches)
 
     def _scores(self, generators: dict[int, np.random.Generator], row: Row, windows: Windows) -> PerLevel:
-        targets, generator = self._targets(row, windows), generators[row.index]
+        targets = window_targets(self.model.config, row.label.to(self.model.device), windows)
+        generator = generators[row.index]
         if isinstance(targets, tuple):
             return tuple(sharing_scores(self.sharing.strategy, of_level, generator) for of_level in targets)
         return sharing_scores(self.sharing.strategy, targets, generator)
-
-    def _targets(self, row: Row, windows: Windows) -> PerLevel:
-        """Superpatch targets (B, Hs, Ws) of windows; a tuple of one per level if there are several."""
-        labels = resize_labels(row.label.to(self.model.device), windows.size)
-        if windows.flipped:
-            labels = labels.flip(-1)
-        parts = torch.stack([labels[box.top : box.bottom, box.left : box.right] for box in windows.boxes])
-        grid = PatchGrid.of_config(self.model.config, parts.shape[1:])
-        parts = grid.pad(parts, IGNORE_INDEX)
-        targets = tuple(superpatch_targets(parts, level * grid.patch_size, IGNORE_INDEX) for level in grid.levels)
-        return targets if len(targets) > 1 else targets[0]
 
     def _generator(self, row: Row) -> np.random.Generator:
         return np.random.default_rng([self.seed, row.index])
@@ -295,9 +308,10 @@ class _Rows:
         return self.prepare(index, self.dataset[index])
 
     def prepare(self, index: int, row: dict[str, Image.Image]) -> PreparedImage:
-        label = torch.from_numpy(np.array(row["label"]))
-        inputs = resized_images(row["image"], self.processor, self.options)
-        return PreparedImage(Row(index, label), inputs, tuple(label.shape))
+        image, label = row["image"], row["label"]
+        label = None if label is None else torch.from_numpy(np.array(label))
+        size = (image.height, image.width) if label is None else tuple(label.shape)
+        return PreparedImage(Row(index, label), resized_images(image, self.processor, self.options), size)
 
     def streamed(self, batch_size: int) -> Iterator[list[tuple[int, dict[str, Image.Image]]]]:
         rows = enumerate(self.dataset)
@@ -319,6 +333,8 @@ __all__ = [
     "Row",
     "evaluate_segmentation",
     "evaluate_sharings",
+    "input_grid",
     "prepared_batches",
     "total_images",
+    "window_targets",
 ]

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mean IoU in `transformers.Trainer`, and the quality of a policy's choice, exact whatever the number of processes."""
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import EvalPrediction
 
+
+# What there is of superpatches: of a single level, or of each of several.
+PerLevel = Tensor | tuple[Tensor, ...]
 
 # What transformers.Trainer fills label maps of different sizes up with.
 TRAINER_PADDING = -100
@@ -141,7 +146,93 @@ class PolicyMetrics:
         }
 
 
-def policy_scores(policy_logits: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+class LevelMetrics:
+    """
+    [`PolicyMetrics`] of superpatches of several sizes: of all of them together and, where there are several, of each.
+
+    Args:
+        levels: sides of the superpatches in patches.
+        device: of the scores.
+    """
+
+    def __init__(self, levels: Sequence[int], device: torch.device | str = "cpu"):
+        self._all = PolicyMetrics(device)
+        self._of_level = {level: PolicyMetrics(device) for level in levels if len(levels) > 1}
+
+    def update(self, scores: PerLevel, targets: PerLevel, shared_superpatches: PerLevel) -> None:
+        """Adds a batch: as [`PolicyMetrics.update`], tuples of one per level if there are several."""
+        if not self._of_level:
+            self._all.update(scores, targets, shared_superpatches)
+            return
+        of_level = zip(scores, targets, shared_superpatches, strict=True)
+        for metrics, values in zip(self._of_level.values(), of_level, strict=True):
+            self._all.update(*values)
+            metrics.update(*values)
+
+    def compute(self, accelerator: "Accelerator | None" = None) -> dict[str, float]:
+        """The metrics of all superpatches, and those of each of several levels as `..._2x2` and so on."""
+        result = self._all.compute(accelerator)
+        for level, metrics in self._of_level.items():
+            of_level = metrics.compute(accelerator)
+            result.update({f"{name}_{level}x{level}": value for name, value in of_level.items()})
+        return result
+
+
+class TokenMetrics:
+    """
+    How many tokens images had, by what shared one in the model's outputs.
+
+    Args:
+        levels: sides of the superpatches in patches.
+        device: of the outputs, so that processes that have none can take part in the exchange.
+    """
+
+    def __init__(self, levels: Sequence[int], device: torch.device | str = "cpu"):
+        self._levels = levels
+        # Of each image: inputs of the model, their patches, and how many tokens fewer there were.
+        self._counts = [torch.zeros(0, 3, dtype=torch.int64, device=device)]
+
+    def update(self, inputs: Sequence[tuple[int, PerLevel]]) -> None:
+        """
+        Adds an image.
+
+        Args:
+            inputs: of each forward pass of it, the number of patches of one of the inputs, which are of one size, and
+                `shared_superpatches` of all of them; see `LevelMetrics.update`.
+        """
+        num_inputs = num_patches = removed = 0
+        for num_patches_of_one, shared in inputs:
+            shared = shared if isinstance(shared, tuple) else (shared,)
+            num_inputs += len(shared[0])
+            num_patches += num_patches_of_one * len(shared[0])
+            removed += sum((level**2 - 1) * of.sum() for level, of in zip(self._levels, shared, strict=True))
+        count = [torch.as_tensor(value, device=self._counts[0].device) for value in (num_inputs, num_patches, removed)]
+        self._counts.append(torch.stack(count)[None])
+
+    def compute(self, accelerator: "Accelerator | None" = None) -> dict[str, float]:
+        """
+        The means over all images.
+
+        Args:
+            accelerator: gathers the images of all its processes, every one of which has to call this.
+
+        Returns:
+            mean_num_tokens, of an input of the model, and mean_token_reduction, the fraction of the tokens that an
+            image lost; NaN without images.
+        """
+        counts = torch.cat(self._counts)
+        if accelerator is not None:
+            counts = accelerator.gather(accelerator.pad_across_processes(counts, pad_index=0))
+        counts = counts[counts[:, 0] > 0].cpu().numpy()  # without what fills short processes up
+        num_inputs, num_patches, removed = counts.T
+        return {
+            "mean_num_tokens": _ratio((num_patches - removed).sum(), num_inputs.sum()),
+            # Rounded once, so that the order of the images, and so the number of processes, changes nothing.
+            "mean_token_reduction": _ratio(math.fsum(removed / num_patches), len(counts)),
+        }
+
+
+def policy_scores(policy_logits: PerLevel) -> PerLevel:
     """
     The scores by which a model shares superpatches, in its own arithmetic.
 

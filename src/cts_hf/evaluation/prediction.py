@@ -20,11 +20,10 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.pictures import PictureError, find_pictures, printable, read_picture
 from ..hub.output_folder import OutputFolder
-from ..model.token_sharing import check_token_reduction
 from .existing_models import Segmenter, as_segmenter
 from .prediction_results import OUTPUTS, Results, file_digest, read_stamp, settings_digest
 from .segmentation import ForwardPass, PreparedImage, of_images, of_process, segment_batches
-from .sharing import is_nothing
+from .sharing import Sharing, checked_sharing, format_budget
 from .visualization import default_palette, draw_sharing_grid, overlay, superpatch_sizes
 from .windows import InferenceOptions, check_input_sizes, resized_images
 
@@ -106,7 +105,8 @@ def predict_files(
     output_dir: str | Path,
     *,
     outputs: Sequence[str] = ("masks", "overlays"),
-    token_reduction: float | None = None,
+    token_reduction: float | tuple[float, ...] | None = None,
+    sharing_threshold: float | None = None,
     options: InferenceOptions | None = None,
     overwrite: bool = False,
     num_workers: int = 0,
@@ -126,16 +126,18 @@ def predict_files(
         output_dir: folder for the results.
         outputs: any of "masks" (PNG, the class id of each pixel at the size of the image), "overlays" (JPEG, colored
             masks over the image) and "grids" (PNG, which superpatches shared a token).
-        token_reduction: 0 to 0.75; None is `model.config.token_reduction`.
+        token_reduction: fraction of the tokens to remove, or what each level removes.
+        sharing_threshold: instead of it, the probability from which on superpatches share. If neither is given, the
+            model's own.
         options: how images are segmented; None is each one as a whole, at the processor's size.
         overwrite: whether results of another model, budget or other options may be replaced.
         num_workers: processes that read ahead.
         accelerator: of all the processes that share the images, every one of which has to call this.
 
     Raises:
-        ValueError: an unknown output, grids where an image is not a single input of the model, a budget that the model
-            cannot have, a folder where another run is writing, or files in it that the results would replace: files
-            that are no results in any case, results of other settings without `overwrite`.
+        ValueError: an unknown output, grids where an image is not a single input of the model, a budget or threshold
+            that the model cannot have, a folder where another run is writing, or files in it that the results would
+            replace: files that are no results in any case, results of other settings without `overwrite`.
         OSError: no file can be written any more, as on a full disk.
     """
     if not isinstance(images, dict):
@@ -143,14 +145,14 @@ def predict_files(
     options = options or InferenceOptions()
     _check_outputs(outputs, options)
     model = as_segmenter(model, processor, options)
-    token_reduction = _budget(model, token_reduction)
+    sharing = _sharing(model, token_reduction, sharing_threshold)
     check_input_sizes(options, processor, model.config.superpatch_size)
     is_main_process = accelerator is None or accelerator.is_main_process
     output_dir = Path(output_dir)
 
     def plan() -> tuple[str, dict[str, list[str]]]:
         precision = accelerator.mixed_precision if accelerator else "no"
-        settings = settings_digest(model, processor, token_reduction, options, precision)
+        settings = settings_digest(model, processor, sharing, options, precision)
         return settings, Results(output_dir, outputs, settings).pending(images, overwrite)
 
     with OutputFolder(output_dir, "prediction") if is_main_process else nullcontext():
@@ -168,24 +170,27 @@ def predict_files(
             for batch in tqdm(reader, "predicting", disable=not is_main_process):
                 problems += [read.problem for read in batch if read.problem]
                 good = [read for read in batch if not read.problem]
-                problems += _segment_and_write(model, good, token_reduction, options, writer)
+                problems += _segment_and_write(model, good, sharing, options, writer)
         problems = sorted(gather_object(problems) if accelerator and accelerator.num_processes > 1 else problems)
     return PredictionReport(len(pending) - len(problems), len(images) - len(pending), problems)
 
 
-def _budget(model: Segmenter, token_reduction: float | tuple[float, ...] | None) -> float | tuple[float, ...] | None:
-    """The budget, or `None` for a model whose configuration has a threshold instead."""
-    if token_reduction is None:
-        if model.config.sharing_threshold is not None:
-            return None
-        token_reduction = model.config.token_reduction
-    token_reduction = check_token_reduction(token_reduction, model.config.superpatch_levels)
-    if not is_nothing(token_reduction) and model.cts.policy is None:
+def _sharing(
+    model: Segmenter, token_reduction: float | tuple[float, ...] | None, sharing_threshold: float | None
+) -> Sharing:
+    """How the model shares: what is given, or else what its configuration says."""
+    config, sharing = model.config, Sharing("learned", token_reduction, sharing_threshold)
+    if token_reduction is None and sharing_threshold is None:
+        sharing = Sharing.of_model(config)
+    takes_thresholds = config.backbone_config is None
+    sharing = checked_sharing(sharing, True, config.superpatch_levels, takes_thresholds)
+    if sharing.strategy == "learned" and model.cts.policy is None:
         raise ValueError(
-            f"`token_reduction` must be 0 for a model without policy, got {token_reduction}: give a model with "
-            "one, or --token_reduction 0."
+            "`token_reduction` must be 0 for a model without policy, got "
+            f"{format_budget(sharing.token_reduction, sharing.sharing_threshold)}: give a model with one, or "
+            "--token_reduction 0."
         )
-    return token_reduction
+    return sharing
 
 
 def _on_main_process(function: Callable[[], Result], accelerator: "Accelerator | None") -> Result:
@@ -259,7 +264,7 @@ class _Writer:
 def _segment_and_write(
     model: Segmenter,
     batch: list[ReadImage],
-    token_reduction: float,
+    sharing: Sharing,
     options: InferenceOptions,
     writer: _Writer,
 ) -> list[str]:
@@ -270,7 +275,7 @@ def _segment_and_write(
     waiting = {read.name: read for read in batch}
     failure = None
     try:
-        for read, segmentation, done in _segmentations(model, batch, token_reduction, options):
+        for read, segmentation, done in _segmentations(model, batch, sharing, options):
             writer.write(read, segmentation, done)
             del waiting[read.name]
     except _OF_ONE_IMAGE as error:
@@ -279,11 +284,7 @@ def _segment_and_write(
         return []
     if len(batch) == 1:
         return [_problem(batch[0].path, failure)]
-    return [
-        line
-        for read in waiting.values()
-        for line in _segment_and_write(model, [read], token_reduction, options, writer)
-    ]
+    return [line for read in waiting.values() for line in _segment_and_write(model, [read], sharing, options, writer)]
 
 
 def _problem(path: Path, error: BaseException) -> str:
@@ -293,12 +294,12 @@ def _problem(path: Path, error: BaseException) -> str:
 def _segmentations(
     model: Segmenter,
     batch: list[ReadImage],
-    token_reduction: float | None,
+    sharing: Sharing,
     options: InferenceOptions,
 ) -> Iterator[tuple[ReadImage, Tensor, ForwardPass | None]]:
     """Of each image its class ids (H, W) and, where there is a single one, its forward pass."""
     images = [PreparedImage(read, read.inputs, (read.image.height, read.image.width)) for read in batch]
-    for segmentation in segment_batches(model, [images], options, token_reduction=token_reduction):
+    for segmentation in segment_batches(model, [images], options, **sharing.budget):
         done = segmentation.passes[0] if options.is_single_pass else None
         yield segmentation.source, segmentation.class_ids, done
 

@@ -24,6 +24,7 @@ from transformers import BaseImageProcessor
 from ..data.pictures import UNREADABLE, printable
 from ..hub.output_folder import LOCK, UNFINISHED, list_names
 from .existing_models import ExistingSegmenter, Segmenter
+from .sharing import Sharing
 from .windows import InferenceOptions
 
 
@@ -210,7 +211,7 @@ def read_stamp(path: Path) -> Stamp | None:
 def settings_digest(
     model: Segmenter,
     processor: BaseImageProcessor,
-    token_reduction: float | tuple[float, ...] | None,
+    sharing: Sharing,
     options: InferenceOptions,
     mixed_precision: str = "no",
 ) -> str:
@@ -220,11 +221,12 @@ def settings_digest(
     Args:
         model: its weights, their types and its configuration count, but neither its name nor those of its classes.
         processor: its options count.
-        token_reduction: the budget; None for the threshold of the configuration.
+        sharing: the budget or the threshold, given or of the configuration.
         options: how images are segmented; not how many at once.
         mixed_precision: type that the forward pass computes in.
     """
-    configs = {"model": model.config.to_diff_dict() | {"token_reduction": token_reduction}}
+    own = {name: value for name, value in model.config.to_diff_dict().items() if name != "sharing_threshold"}
+    configs = {"model": own | {"token_reduction": None} | sharing.budget}
     configs["processor"] = {name: value for name, value in processor.to_dict().items() if value is not None}
     if isinstance(model, ExistingSegmenter) and model.cts.policy is not None:
         configs["policy"] = model.cts.policy.config.to_diff_dict()

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..model.image_processing_label_maps_cts import upsampled_argmax
 from ..model.modeling_cts import CtsSemanticSegmenterOutput
 from .existing_models import LOGITS, ExistingSegmenter, Segmenter
-from .metrics import policy_scores
+from .metrics import PerLevel, policy_scores
 from .windows import Box, InferenceOptions, View, same_size_groups, segment, windowed_size, with_flips
 
 
@@ -56,9 +56,6 @@ class Windows(NamedTuple):
     flipped: bool
     boxes: list[Box]
 
-
-# What there is of superpatches: of a single level, or of each of several.
-PerLevel = Tensor | tuple[Tensor, ...]
 
 # From the source of an image and windows of it to scores (len(boxes), Hs, Ws), in place of the model's policy.
 SuperpatchScores = Callable[[Any, Windows], PerLevel]
@@ -104,8 +101,8 @@ def segment_batches(
     batches: Iterable[Sequence[PreparedImage]],
     options: InferenceOptions | None = None,
     *,
-    token_reduction: float | tuple[float, ...] | None = None,
     superpatch_scores: SuperpatchScores | None = None,
+    **budget: Any,
 ) -> Iterator[Segmentation]:
     """
     Segments images, each one once. No more than the logits of one image are held at full resolution.
@@ -114,8 +111,8 @@ def segment_batches(
         model: in evaluation mode, on the device to use.
         batches: images that may share a forward pass, where an image is a single input of the model.
         options: how images are segmented; None is each one as a whole.
-        token_reduction: as in [`CtsModel.forward`]; None is `model.config.token_reduction`.
         superpatch_scores: gives scores in place of the model's policy, asked in the order of the forward passes.
+        budget: `token_reduction` or `sharing_threshold`, as in [`CtsModel.forward`]; by default the model's own.
 
     Yields:
         the segmentation of every image; those of a batch in the order of their sizes.
@@ -127,10 +124,10 @@ def segment_batches(
     for batch in batches:
         if options.is_single_pass:
             for alike in same_size_groups(batch, [image.inputs[0] for image in batch]):
-                yield from _segment_whole(model, alike, token_reduction, superpatch_scores)
+                yield from _segment_whole(model, alike, superpatch_scores, budget)
         else:
             for image in batch:
-                yield _segment_views(model, image, options, token_reduction, superpatch_scores)
+                yield _segment_views(model, image, options, superpatch_scores, budget)
 
 
 def of_images(values: PerLevel, part: int | slice) -> PerLevel:
@@ -155,8 +152,8 @@ def of_process(items: Iterable[Item], accelerator: "Accelerator | None") -> Iter
 def _segment_whole(
     model: Segmenter,
     images: Sequence[PreparedImage],
-    token_reduction: float | tuple[float, ...] | None,
     superpatch_scores: SuperpatchScores | None,
+    budget: dict[str, Any],
 ) -> Iterator[Segmentation]:
     pixel_values = torch.cat([image.inputs[0] for image in images]).to(model.device)
     size = tuple(pixel_values.shape[-2:])
@@ -168,7 +165,7 @@ def _segment_whole(
     scores = None
     if superpatch_scores is not None:
         scores = _concatenated([superpatch_scores(image.source, windows) for image in images])
-    outputs = model(pixel_values, superpatch_scores=scores, token_reduction=token_reduction, return_dict=True)
+    outputs = model(pixel_values, superpatch_scores=scores, return_dict=True, **budget)
     _refuse_nan(outputs)
     scores = _deciding_scores(scores, outputs)
     for index, image in enumerate(images):
@@ -195,8 +192,8 @@ def _segment_views(
     model: Segmenter,
     image: PreparedImage,
     options: InferenceOptions,
-    token_reduction: float | tuple[float, ...] | None,
     superpatch_scores: SuperpatchScores | None,
+    budget: dict[str, Any],
 ) -> Segmentation:
     passes = []
 
@@ -230,8 +227,8 @@ def _segment_views(
         options.window,
         options.stride,
         options.batch_size,
-        token_reduction=token_reduction,
         return_dict=True,
+        **budget,
     )
     return Segmentation(image.source, probabilities.argmax(0), passes)
 
@@ -251,7 +248,6 @@ def _deciding_scores(given: PerLevel | None, outputs: CtsSemanticSegmenterOutput
 
 __all__ = [
     "ForwardPass",
-    "PerLevel",
     "PreparedImage",
     "Segmentation",
     "SuperpatchScores",

@@ -3,7 +3,6 @@
 """Training of Segmenters and policies: options and recipes, the loop, checkpoints to resume from."""
 
 from .arguments import (
-    DataArguments,
     ModelArguments,
     OptimizationArguments,
     PolicyArguments,
@@ -15,6 +14,7 @@ from .arguments import (
     settle_precision,
 )
 from .checkpoints import CheckpointFolder
+from .data_arguments import DataArguments
 from .loop import build_accelerator, fit
 from .models import (
     adopt_architecture,

@@ -4,22 +4,30 @@
 """The options of a training run: `examples/train.py` and `examples/train_policy.py`."""
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
 from huggingface_hub.utils import validate_repo_id
 
-from ..data import SegmentationData, StreamingSamples, TrainingSamples, TrainTransform
-from ..data.arguments import DatasetArguments
-from ..data.transforms import Transform
-from ..evaluation.windows import InferenceOptions
-from ..model.configuration_cts import DECODER_TYPES, CtsConfig, CtsPolicyConfig
-from ..model.configuration_cts_checks import channel_values
+from ..evaluation.sharing import TokenReduction, is_nothing
+from ..model.configuration_cts import DECODER_TYPES
+from ..model.configuration_cts_checks import channel_values, check_levels, check_threshold
+from ..model.token_sharing import check_token_reduction
+from .data_arguments import DataArguments
+from .options import (
+    EPOCHS,
+    FROM_0,
+    FROM_1,
+    LAYERS,
+    LEARNING_RATE,
+    PIXELS,
+    THREADS,
+    option,
+    refuse_outside,
+)
 
 
-STREAM_SHUFFLE_BUFFER = 1000
 MAX_SEED = 2**32 - 1  # of numpy
 # Not allowed in recipes: whoever repeats a run should not thereby overwrite, resume or upload anything.
 COMMAND_LINE_ONLY = frozenset({"overwrite_output_dir", "resume_from_checkpoint", "push_to_hub"})
@@ -45,125 +53,10 @@ FREE_ON_RESUME = frozenset(
 )
 
 
-def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A field of an options dataclass, with the help text that `--help` shows."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
-    return field(default=default, metadata={"help": help, **metadata})
-
-
-# Upper bounds are far above any use: what exceeds them is a mistake that would overflow or never end.
-_LARGEST = 10**9
-_FROM_0, _FROM_1 = (0, _LARGEST), (1, _LARGEST)
-_PIXELS = (1, 100_000)
-_LAYERS = (0, 1000)
-_EPOCHS = (0, 1_000_000)
-_LEARNING_RATE = (-1000, 1000)  # that it is above 0 is checked separately
-_THREADS = 1024
-
-
-def refuse_outside(options: Any, **bounds: tuple[float, float]) -> None:
-    """
-    Refuses numbers, or lists with numbers, that are NaN or outside of their bounds, with a `ValueError`.
-
-    Args:
-        options: dataclass.
-        bounds: of some of its fields the lowest and the highest value allowed. All others: -1e9 to 1e9.
-    """
-    for entry in fields(options):
-        value = getattr(options, entry.name)
-        low, high = bounds.get(entry.name, (-_LARGEST, _LARGEST))
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not low <= number <= high:
-                allowed = f"between {low} and {high}"
-                if low == -high:
-                    allowed = f"a finite number of at most {high} in magnitude"
-                elif high == _LARGEST:
-                    allowed = f"at least {low} and at most {high}"
-                raise ValueError(f"`{entry.name}` must be {allowed}, got {value}.")
-
-
 def _check_normalization(arguments: Any, *names: str) -> None:
     for name in names:
         if getattr(arguments, name) is not None:
             channel_values(name, getattr(arguments, name), num_channels=3)
-
-
-@dataclass
-class DataArguments(DatasetArguments):
-    """Which data set, and how samples are made of it."""
-
-    train_split: str = option("train", "Split to train on.")
-    eval_split: str | None = option(None, "Split to evaluate on, 'val' or 'validation' by default.")
-    eval_window: int | None = option(None, "Evaluate in square sliding windows of so many pixels; else whole images.")
-    eval_stride: int | None = option(None, "Pixels between windows, the window itself by default.")
-    max_eval_samples: int | None = option(None, "Evaluate on the first images only.")
-
-    crop_size: int = option(512, "Height and width of training crops, in pixels.")
-    base_size: list[int] | None = option(
-        None,
-        "Long and short edge, in pixels, of scale 1, 4 * crop_size and crop_size if unset. Images are evaluated with "
-        "that short edge.",
-    )
-    scale_range: list[float] = option([0.5, 2.0], "Images are resized by a random factor in this range.")
-    max_class_share: float = option(0.75, "A crop is redrawn while one class covers this share of it. 1: never.")
-    photometric_distortion: bool = option(True, "Change brightness, contrast, saturation and hue.")
-    num_workers: int = option(2, "Processes that read and transform images.")
-
-    def __post_init__(self):
-        for name, count in (("base_size", 2), ("scale_range", 2)):
-            value = getattr(self, name)
-            if value is not None and len(value) != count:
-                raise ValueError(f"`{name}` must be {count} numbers, got {value}.")
-        refuse_outside(
-            self,
-            **dict.fromkeys(("crop_size", "base_size", "eval_window", "eval_stride"), _PIXELS),
-            scale_range=(-100, 100),  # the transform checks that it is above 0
-            num_workers=(0, _THREADS),
-            max_eval_samples=_FROM_1,
-        )
-        # Options that do not fit each other are refused now, not when they are first used.
-        self.transform(CtsPolicyConfig())
-        self.inference()
-
-    @property
-    def shortest_edge(self) -> int:
-        """Shorter side, in pixels, of images in evaluation and in use."""
-        return self.crop_size if self.base_size is None else min(self.base_size)
-
-    @property
-    def name(self) -> str:
-        """A short name of the data set, for folders and titles."""
-        return Path(self.dataset or self.data_dir or "scenes").name
-
-    def transform(self, config: CtsConfig | CtsPolicyConfig) -> TrainTransform:
-        """The training transform of these options, for a model with this configuration."""
-        return TrainTransform(
-            self.crop_size,
-            base_size=None if self.base_size is None else tuple(self.base_size),
-            scale_range=tuple(self.scale_range),
-            max_class_share=self.max_class_share,
-            photometric_distortion=self.photometric_distortion,
-            image_mean=config.image_mean,
-            image_std=config.image_std,
-        )
-
-    def training_samples(
-        self, data: SegmentationData, seed: int, transform: Transform
-    ) -> TrainingSamples | StreamingSamples:
-        """The training split through `transform`."""
-        rows = data.split(self.train_split)
-        if isinstance(rows, IterableDataset):
-            return StreamingSamples(rows.shuffle(seed, buffer_size=STREAM_SHUFFLE_BUFFER), transform, seed)
-        return TrainingSamples(rows, transform, seed)
-
-    def evaluation_rows(self, data: SegmentationData) -> Dataset | IterableDataset:
-        """The split to evaluate on, cut to `max_eval_samples`."""
-        return data.evaluation_rows(self.eval_split, self.max_eval_samples)
-
-    def inference(self) -> InferenceOptions:
-        """How images are segmented in evaluation."""
-        return InferenceOptions(window=self.eval_window, stride=self.eval_stride)
 
 
 @dataclass
@@ -209,14 +102,14 @@ class OptimizationArguments:
     def __post_init__(self):
         refuse_outside(
             self,
-            **dict.fromkeys(("batch_size", "gradient_accumulation_steps", "save_total_limit"), _FROM_1),
-            **dict.fromkeys(("max_steps", "eval_steps", "save_steps", "warmup_steps"), _FROM_0),
-            **dict.fromkeys(("weight_decay", "lr_power", "max_grad_norm"), _FROM_0),
-            num_epochs=_EPOCHS,
-            learning_rate=_LEARNING_RATE,
-            cpu_threads=(1, _THREADS),
+            **dict.fromkeys(("batch_size", "gradient_accumulation_steps", "save_total_limit"), FROM_1),
+            **dict.fromkeys(("max_steps", "eval_steps", "save_steps", "warmup_steps"), FROM_0),
+            **dict.fromkeys(("weight_decay", "lr_power", "max_grad_norm"), FROM_0),
+            num_epochs=EPOCHS,
+            learning_rate=LEARNING_RATE,
+            cpu_threads=(1, THREADS),
             layer_decay=(0, 1),
-            logging_steps=_FROM_1,
+            logging_steps=FROM_1,
             seed=(0, MAX_SEED),
         )
         if "none" in self.report_to:
@@ -289,7 +182,7 @@ class ModelArguments:
         "Encoder of transformers (ViT, BEiT, DINOv2, DINOv3, ...), local or on the Hub, with options and weights.",
     )
     freeze_encoder: bool = option(False, "Train the decoder only, and the policy where it is trained.")
-    patch_size: int = option(16, "Height and width of a patch in pixels; a superpatch is 2 x 2 patches.")
+    patch_size: int = option(16, "Height and width of a patch in pixels.")
     hidden_size: int = option(192, "Width of encoder and decoder: 192 (Ti), 384 (S), 768 (B), 1024 (L).")
     num_hidden_layers: int = option(12, "Layers of the encoder: 12 (Ti, S, B), 24 (L).")
     num_attention_heads: int = option(3, "Attention heads of the encoder: 3 (Ti), 6 (S), 12 (B), 16 (L).")
@@ -309,13 +202,35 @@ class ModelArguments:
         nargs=3,
     )
     image_std: list[float] | None = option(None, "Standard deviation, likewise.", nargs=3)
-    token_reduction: float = option(0.3, "Fraction of the patch tokens that sharing removes, 0 to 0.75.")
+    superpatch_levels: list[int] | None = option(
+        None, "Sides, in patches, of the superpatches that share a token, such as 2 4. If unset, the model's own or 2."
+    )
+    token_reduction: TokenReduction = option(
+        0.3,
+        "Fraction of the patch tokens that sharing removes, up to 0.75 by 2 x 2 superpatches and 0.9375 by 4 x 4, or "
+        "one for each level, 0.2,0.3.",
+    )
+    sharing_threshold: float | None = option(
+        None,
+        "In place of the budget: share where the policy's probability of one class is at least this. token_reduction "
+        "is then the budget of random and oracle sharing, and of the precision at budget.",
+    )
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Sides of the superpatches in patches."""
+        return _levels(self)
+
+    @property
+    def shares_tokens(self) -> bool:
+        """Whether there is a budget or a threshold at which the policy is run."""
+        return self.sharing_threshold is not None or not is_nothing(self.token_reduction)
 
     def __post_init__(self):
         refuse_outside(
             self,
-            **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "decoder_num_hidden_layers"), _LAYERS),
-            **dict.fromkeys(("patch_size", "hidden_size", "decoder_hidden_size"), _PIXELS),
+            **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "decoder_num_hidden_layers"), LAYERS),
+            **dict.fromkeys(("patch_size", "hidden_size", "decoder_hidden_size"), PIXELS),
         )
         given = {
             name: getattr(self, name) for name in ("model", "backbone", "backbone_weights") if getattr(self, name)
@@ -331,6 +246,25 @@ class ModelArguments:
                 "--backbone_weights or --model."
             )
         _check_normalization(self, "image_mean", "image_std")
+        check_threshold(self.sharing_threshold)
+        if self.backbone and (self.levels != (2,) or self.sharing_threshold is not None):
+            raise ValueError(
+                "`superpatch_levels` must be 2 and `sharing_threshold` unset with a `backbone`, which has as many "
+                f"tokens for all images of a batch, got {self.superpatch_levels} and {self.sharing_threshold}: leave "
+                "them out."
+            )
+        if self.superpatch_levels is not None or not self.model:  # else the model has them
+            check_token_reduction(self.token_reduction, self.levels)
+        if self.sharing_threshold is not None and is_nothing(self.token_reduction):
+            raise ValueError(
+                f"`token_reduction` must be above 0 with a `sharing_threshold`, got {self.token_reduction} and "
+                f"{self.sharing_threshold}: leave one of them out."
+            )
+
+
+def _levels(arguments: Any) -> tuple[int, ...]:
+    # Not the default of the option: runs of before had none, and are resumed.
+    return check_levels(arguments.superpatch_levels or [2], "superpatch_levels")
 
 
 @dataclass
@@ -364,15 +298,33 @@ class PolicyArguments:
 class SuperpatchArguments:
     """What a policy that is trained alone decides about, and how its images are made."""
 
-    patch_size: int = option(16, "Height and width, in pixels, of the Segmenter's patches; superpatches are 2 x 2.")
-    token_reduction: float = option(0.3, "Budget of the precision at budget: fraction of tokens to remove, 0 to 0.75.")
+    patch_size: int = option(16, "Height and width, in pixels, of the Segmenter's patches.")
+    superpatch_levels: list[int] | None = option(
+        None, "Sides, in patches, of the superpatches that it decides about, such as 2 4; 2 if unset."
+    )
+    token_reduction: TokenReduction = option(
+        0.3,
+        "Budget of the precision at budget: fraction of tokens to remove, up to 0.75 by 2 x 2 superpatches and 0.9375 "
+        "by 4 x 4, or one for each level, 0.2,0.3.",
+    )
     squash: bool = option(False, "Train on whole images squashed to crop_size x crop_size, as the paper's code did.")
     for_model: str | None = option(
         None, "Model of transformers, local or on the Hub, with whose patches, normalization and image size to train."
     )
 
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Sides of the superpatches in patches."""
+        return _levels(self)
+
     def __post_init__(self):
-        refuse_outside(self, patch_size=_PIXELS, token_reduction=(0, 0.75))
+        refuse_outside(self, patch_size=PIXELS)
+        check_token_reduction(self.token_reduction, self.levels)
+        if self.for_model is not None and self.levels != (2,):
+            raise ValueError(
+                "`superpatch_levels` must be 2 for a model of transformers, which shares 2 x 2 patches only, got "
+                f"{self.superpatch_levels} and for_model {self.for_model!r}: leave one of them out."
+            )
 
 
 @dataclass
@@ -385,7 +337,7 @@ class PolicySourceArguments:
     policy_loss_weight: float = option(0.0, "Train the policy jointly, with this weight of its loss. 0: frozen.")
 
     def __post_init__(self):
-        refuse_outside(self, policy_epochs=_EPOCHS, policy_learning_rate=_LEARNING_RATE, policy_loss_weight=_FROM_0)
+        refuse_outside(self, policy_epochs=EPOCHS, policy_learning_rate=LEARNING_RATE, policy_loss_weight=FROM_0)
         if self.policy_learning_rate <= 0:
             raise ValueError(f"`policy_learning_rate` must be above 0, got {self.policy_learning_rate}.")
         if self.policy and self.policy_epochs:

@@ -10,13 +10,16 @@ from ..conversion.backbones import backbone_normalization, load_backbone, load_b
 from ..conversion.converters import load_policy_backbone, load_vit_weights
 from ..conversion.normalization import weights_normalization
 from ..data import IGNORE_INDEX, SegmentationData
+from ..evaluation.sharing import format_reduction
 from ..hub.loading import load_config, load_processor, load_segmenter
 from ..hub.normalization import HALF, Normalization, check_normalization
 from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
 from ..model.image_processing_cts import CtsImageProcessor
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_policy import CtsPolicyModel
-from .arguments import DataArguments, ModelArguments, PolicyArguments, PolicySourceArguments, SuperpatchArguments
+from ..model.token_sharing import check_token_reduction
+from .arguments import ModelArguments, PolicyArguments, PolicySourceArguments, SuperpatchArguments
+from .data_arguments import DataArguments
 
 
 # Epsilon that TensorFlow's EfficientNet-Lite0 was trained with.
@@ -55,10 +58,16 @@ def encoder_normalization(args: ModelArguments) -> Normalization:
     return Normalization(args.image_mean or known.image_mean, args.image_std or known.image_std)
 
 
-def policy_config(args: PolicyArguments, patch_size: int, normalization: Normalization = HALF) -> CtsPolicyConfig:
+def policy_config(
+    args: PolicyArguments,
+    patch_size: int,
+    normalization: Normalization = HALF,
+    superpatch_levels: tuple[int, ...] = (2,),
+) -> CtsPolicyConfig:
     """The configuration of a policy with these options, and `normalization` where they have none."""
     return CtsPolicyConfig(
-        superpatch_size=2 * patch_size,
+        superpatch_size=superpatch_levels[0] * patch_size,
+        superpatch_levels=superpatch_levels,
         output_stride=args.policy_output_stride,
         width_coefficient=args.policy_width_coefficient,
         depth_coefficient=args.policy_depth_coefficient,
@@ -69,7 +78,12 @@ def policy_config(args: PolicyArguments, patch_size: int, normalization: Normali
     )
 
 
-def build_policy(args: PolicyArguments, patch_size: int, normalization: Normalization = HALF) -> CtsPolicyModel:
+def build_policy(
+    args: PolicyArguments,
+    patch_size: int,
+    normalization: Normalization = HALF,
+    superpatch_levels: tuple[int, ...] = (2,),
+) -> CtsPolicyModel:
     """
     A policy with an ImageNet backbone if `policy_weights` name one, otherwise with random weights.
 
@@ -77,8 +91,9 @@ def build_policy(args: PolicyArguments, patch_size: int, normalization: Normaliz
         args: its options.
         patch_size: of the Segmenter, in pixels.
         normalization: of its images, unless its options or what its weights are known to expect differ.
+        superpatch_levels: sides of the superpatches in patches.
     """
-    policy = CtsPolicyModel(policy_config(args, patch_size, normalization))
+    policy = CtsPolicyModel(policy_config(args, patch_size, normalization, superpatch_levels))
     if args.policy_weights:
         given = {"image_mean": args.policy_image_mean, "image_std": args.policy_image_std}
         load_policy_backbone(policy, args.policy_weights, **given)
@@ -124,7 +139,8 @@ def segmenter_config(
         **options,
         image_mean=image_mean,
         image_std=image_std,
-        policy_config=policy_config.to_diff_dict(),
+        # The levels named, as a policy without them would have all those of the Segmenter.
+        policy_config={**policy_config.to_diff_dict(), "superpatch_levels": policy_config.superpatch_levels},
         **_training_options(args, source_args, data),
     )
 
@@ -136,7 +152,9 @@ def _training_options(
     return {
         "drop_path_rate": args.drop_path_rate,
         "decoder_dropout_prob": args.decoder_dropout_prob,
+        "superpatch_levels": args.levels,
         "token_reduction": args.token_reduction,
+        "sharing_threshold": args.sharing_threshold,
         "freeze_encoder": args.freeze_encoder,
         "policy_loss_weight": source_args.policy_loss_weight,
         "semantic_loss_ignore_index": IGNORE_INDEX,
@@ -146,7 +164,10 @@ def _training_options(
 
 
 def adopt_architecture(args: ModelArguments) -> None:
-    """Gives the options of the architecture the values of `args.model` or `args.backbone`, if there is one."""
+    """
+    Gives the options of the architecture the values of `args.model` or `args.backbone`, if there is one; its levels of
+    superpatches only where the options have none, as a trained model takes others.
+    """
     if args.model:
         config, names = load_config(args.model), ARCHITECTURE
     elif args.backbone:
@@ -156,6 +177,9 @@ def adopt_architecture(args: ModelArguments) -> None:
         return
     for name in names:
         setattr(args, name, getattr(config, name))
+    if args.superpatch_levels is None and config.superpatch_levels != args.levels:
+        args.superpatch_levels = list(config.superpatch_levels)
+    check_token_reduction(args.token_reduction, args.levels)
 
 
 def adopt_model(superpatch_args: SuperpatchArguments, data_args: DataArguments) -> Normalization:
@@ -202,7 +226,7 @@ def build_segmenter(
         ValueError: a joint training without sharing, where the policy would have no gradient; or a model that cannot
             be trained on with these options.
     """
-    if source_args.policy_loss_weight > 0 and args.token_reduction == 0:
+    if source_args.policy_loss_weight > 0 and not args.shares_tokens:
         raise ValueError(
             f"policy_loss_weight is {source_args.policy_loss_weight} and token_reduction 0, at which the policy is "
             "not run: set token_reduction above 0 to train it."
@@ -211,9 +235,10 @@ def build_segmenter(
         model = _load_segmenter(args, source_args, data)
         if policy is not None:
             model.set_policy(policy)
-        if model.cts.policy is None and args.token_reduction > 0:
+        if model.cts.policy is None and args.shares_tokens:
+            budget = format_reduction(args.token_reduction)
             raise ValueError(
-                f"{args.model} has no policy and token_reduction is {args.token_reduction}: pass --policy FOLDER, "
+                f"{args.model} has no policy and token_reduction is {budget}: pass --policy FOLDER, "
                 "--policy_epochs to train one first, or --token_reduction 0."
             )
         return model

@@ -11,7 +11,6 @@ from ..data import SegmentationData, SquashTransform
 from ..hub.loading import load_policy_folder
 from ..model.modeling_cts_policy import CtsPolicyModel
 from .arguments import (
-    DataArguments,
     ModelArguments,
     OptimizationArguments,
     PolicyArguments,
@@ -19,6 +18,7 @@ from .arguments import (
     SegmenterArguments,
     SuperpatchArguments,
 )
+from .data_arguments import DataArguments
 from .loop import build_accelerator, fit
 from .models import build_policy, build_processor, encoder_normalization
 from .output import is_finished
@@ -50,12 +50,12 @@ def initial_policy(
     if model_args.model and policy_source.policy_epochs == 0:
         return None
     is_trained = policy_source.policy_epochs > 0 or policy_source.policy_loss_weight > 0
-    if not is_trained and model_args.token_reduction > 0:
+    if not is_trained and model_args.shares_tokens:
         raise ValueError(
             "The policy would stay as random as it starts. Pass --policy FOLDER (of examples/train_policy.py), "
             "--policy_epochs to train it first, --policy_loss_weight to train it jointly, or --token_reduction 0."
         )
-    return build_policy(policy_args, model_args.patch_size, encoder_normalization(model_args))
+    return build_policy(policy_args, model_args.patch_size, encoder_normalization(model_args), model_args.levels)
 
 
 def fit_policy(
@@ -123,7 +123,9 @@ def train_policy_first(
         resume_from_checkpoint=args.resume_from_checkpoint and "latest",
         report_to=[],
     )
-    superpatch_args = SuperpatchArguments(model_args.patch_size, model_args.token_reduction)
+    superpatch_args = SuperpatchArguments(
+        model_args.patch_size, model_args.superpatch_levels, model_args.token_reduction
+    )
     policy_arguments = (data_args, superpatch_args, policy_args, policy_optimization)
     if args.resume_from_checkpoint and is_finished(folder):
         refuse_another_recipe(folder, policy_arguments)

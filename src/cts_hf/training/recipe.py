@@ -203,6 +203,7 @@ def _converted_value(item: Any, action: Action, parser: ArgumentParser, path: st
         allowed, converted = "true or false, without quotes", value if isinstance(value, bool) else None
     else:
         allowed = "a whole number, such as 8" if action.type is int else "a decimal number, such as 0.001"
+        allowed = getattr(action.type, "allowed", allowed)
         try:
             converted = action.type(text)
             # 010 is 8 to YAML, 1:30 is 90.
@@ -220,8 +221,12 @@ def _converted_value(item: Any, action: Action, parser: ArgumentParser, path: st
 
 
 def effective_options(arguments: Sequence[Any]) -> dict[str, Any]:
-    """All options of several dataclasses by name."""
-    return {name: value for group in arguments for name, value in asdict(group).items()}
+    """All options of several dataclasses by name; budgets of several levels as a recipe has them."""
+    return {
+        name: ",".join(map(repr, value)) if isinstance(value, tuple) else value
+        for group in arguments
+        for name, value in asdict(group).items()
+    }
 
 
 def refuse_changed_options(saved: dict[str, Any], arguments: Sequence[Any], place: Path, free: frozenset[str]) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..data import SegmentationData
 from ..evaluation.segmentation import of_images
-from ..evaluation.sharing import Sharing
+from ..evaluation.sharing import Sharing, is_nothing
 from ..evaluation.tables import format_table
 from ..evaluation.visualization import prediction_panel, superpatch_sizes
 from ..hub.output_folder import OutputFolder
@@ -19,10 +19,19 @@ from .saving import save_card
 from .tasks import SegmentationTask
 
 
-def sharings_to_compare(token_reduction: float) -> list[Sharing]:
-    """No sharing, and every other strategy at the budget that the model was trained with."""
+def sharings_to_compare(
+    token_reduction: float | tuple[float, ...], sharing_threshold: float | None = None
+) -> list[Sharing]:
+    """
+    No sharing, and every other strategy at the budget that the model was trained with; learned sharing at the
+    threshold, if it was trained with one.
+    """
+    if is_nothing(token_reduction):
+        return [Sharing("none", 0.0)]
     shared = [Sharing(strategy, token_reduction) for strategy in ("learned", "random", "oracle")]
-    return [Sharing("none", 0.0), *(shared if token_reduction > 0 else [])]
+    if sharing_threshold is not None:
+        shared[0] = Sharing("learned", sharing_threshold=sharing_threshold)
+    return [Sharing("none", 0.0), *shared]
 
 
 def report_segmenter(
@@ -65,18 +74,31 @@ def draw_prediction(task: SegmentationTask, row: dict[str, Any], data: Segmentat
 
 
 def _describe(result: dict[str, Any]) -> str:
-    if result["token_reduction"] == 0:
+    if "sharing_threshold" in result:
+        return (
+            f"{result['sharing']} sharing from a probability of {result['sharing_threshold']:g} on, "
+            f"{_fewer_tokens(result):.0%} of the tokens"
+        )
+    if is_nothing(result["token_reduction"]):
         return "no sharing"
-    return f"{result['sharing']} sharing of {result['token_reduction']:.0%} of the tokens"
+    return f"{result['sharing']} sharing of {_fewer_tokens(result):.0%} of the tokens"
+
+
+def _fewer_tokens(result: dict[str, Any]) -> float:
+    """The fraction of the tokens that was to be removed, or that was, on average, where a threshold decided."""
+    token_reduction = result["token_reduction"]
+    if token_reduction is None:
+        return result["mean_token_reduction"]
+    return sum(token_reduction) if isinstance(token_reduction, tuple) else token_reduction
 
 
 def _table(results: list[dict[str, Any]]) -> str:
     # Mean IoU of each strategy, and how many of the superpatches that share a token hold one class.
     rows = []
     for result in results:
-        is_shared = result["token_reduction"] > 0
-        precision = f"{result.get('policy_precision_at_budget', float('nan')):.3f}" if is_shared else "-"
-        rows.append([result["sharing"], f"{result['token_reduction']:.1%}", f"{result['mean_iou']:.4f}", precision])
+        fewer = _fewer_tokens(result)
+        precision = f"{result.get('policy_precision_at_budget', float('nan')):.3f}" if fewer > 0 else "-"
+        rows.append([result["sharing"], f"{fewer:.1%}", f"{result['mean_iou']:.4f}", precision])
     return "\n" + format_table(["sharing", "fewer tokens", "mean IoU", "one class"], rows) + "\n"
 
 

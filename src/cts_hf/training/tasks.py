@@ -15,12 +15,13 @@ from transformers.utils import ModelOutput
 
 from ..data import IGNORE_INDEX
 from ..evaluation.evaluator import evaluate_segmentation, evaluate_sharings, prepared_batches, total_images
-from ..evaluation.metrics import PolicyMetrics, policy_scores
+from ..evaluation.metrics import LevelMetrics, PerLevel, policy_scores
 from ..evaluation.sharing import Sharing
 from ..evaluation.windows import InferenceOptions
 from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.image_processing_maps_cts import resize_labels
 from ..model.modeling_cts import CtsForSemanticSegmentation
+from ..model.modeling_cts_grid import PatchGrid
 from ..model.modeling_cts_policy import CtsPolicyModel
 from ..model.modeling_cts_targets import pad_labels, superpatch_targets
 from ..model.token_sharing import build_layout, num_shared_superpatches
@@ -102,14 +103,14 @@ class SegmentationTask:
         )
 
     def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
-        """Mean IoU and the other numbers of `evaluate_sharings`, at the budget of the model and by its policy."""
-        sharing = Sharing("learned", self.model.config.token_reduction)
+        """Mean IoU and the other numbers of `evaluate_sharings`, at the model's budget or threshold, by its policy."""
+        sharing = Sharing.of_model(self.model.config)
         return _numbers(self.evaluate_sharings([sharing], accelerator, show_progress=False)[0])
 
     def evaluate_sharings(
         self, sharings: Sequence[Sharing], accelerator: Accelerator, show_progress: bool = True
     ) -> list[dict[str, Any]]:
-        """The metrics of several sharing strategies and budgets, as the function [`evaluate_sharings`] gives them."""
+        """The metrics of several sharings, as the function [`evaluate_sharings`] gives them."""
         return evaluate_sharings(
             self.model,
             self.eval_dataset,
@@ -134,7 +135,7 @@ class PolicyTask:
         processor: saved with it, and used in evaluation.
         eval_dataset: rows with image and label.
         arguments: options dataclasses, saved with the model.
-        token_reduction: budget of the precision at budget.
+        token_reduction: budget of the precision at budget; see [`num_shared_superpatches`].
     """
 
     name = "policy"
@@ -146,14 +147,16 @@ class PolicyTask:
         processor: CtsImageProcessingMixin,
         eval_dataset: Dataset | IterableDataset,
         arguments: Sequence[Any],
-        token_reduction: float,
+        token_reduction: float | tuple[float, ...],
     ):
         self.model, self.processor, self.eval_dataset = model, processor, eval_dataset
         self.arguments, self.token_reduction = arguments, token_reduction
 
     def count(self, batch: Batch) -> int:
-        """Number of superpatches that are not ignored."""
-        return int((self._targets(batch["labels"]) != IGNORE_INDEX).sum())
+        """Number of superpatches, of all levels, that are not ignored."""
+        targets = self._targets(batch["labels"])
+        targets = targets if isinstance(targets, tuple) else (targets,)
+        return sum(int((of_level != IGNORE_INDEX).sum()) for of_level in targets)
 
     def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
         """The outputs of the policy, with the loss on superpatch targets."""
@@ -168,7 +171,7 @@ class PolicyTask:
     @torch.no_grad()
     def evaluate(self, accelerator: Accelerator, show_progress: bool = False) -> dict[str, float]:
         """
-        The metrics of `PolicyMetrics` on whole images, each one measured once by one of the processes.
+        The metrics of `LevelMetrics` on whole images, each one measured once by one of the processes.
 
         Args:
             accelerator: of all the processes that take part, every one of which has to call this.
@@ -177,7 +180,8 @@ class PolicyTask:
         Raises:
             ValueError: an empty data set.
         """
-        metrics, device, num_images = PolicyMetrics(accelerator.device), accelerator.device, 0
+        levels, device, num_images = self.model.config.superpatch_levels, accelerator.device, 0
+        metrics = LevelMetrics(levels, device)
         self.model.eval()
         batches = prepared_batches(
             self.eval_dataset,
@@ -191,8 +195,9 @@ class PolicyTask:
             with accelerator.autocast():
                 scores = policy_scores(self.model(pixel_values).logits)
             # What a model that has this policy would share.
-            num_shared = num_shared_superpatches(self.token_reduction, 4 * scores[0].numel())
-            shared = build_layout(scores, num_shared).shared_superpatches
+            num_patches = self._grid(pixel_values).num_patches
+            num_shared = num_shared_superpatches(self.token_reduction, num_patches, levels)
+            shared = build_layout(scores, num_shared, levels=levels).shared_superpatches
             targets = self._targets(resize_labels(label, pixel_values.shape[-2:])[None])
             metrics.update(scores, targets, shared)
             num_images += 1
@@ -203,9 +208,18 @@ class PolicyTask:
         """Writes the folder of [`save_model_folder`]."""
         save_model_folder(folder, self.model, self.processor, self.arguments, metrics, subfolder=subfolder)
 
-    def _targets(self, labels: torch.Tensor) -> torch.Tensor:
-        size = self.model.config.superpatch_size
-        return superpatch_targets(pad_labels(labels, size, IGNORE_INDEX), size, IGNORE_INDEX)
+    def _grid(self, images: torch.Tensor) -> PatchGrid:
+        """The grid of images or label maps, `(..., height, width)`."""
+        config = self.model.config
+        patch_size = config.superpatch_size // config.superpatch_levels[0]
+        return PatchGrid(tuple(images.shape[-2:]), patch_size, config.superpatch_levels)
+
+    def _targets(self, labels: torch.Tensor) -> PerLevel:
+        grid = self._grid(labels)
+        sizes = [level * grid.patch_size for level in grid.levels]
+        labels = pad_labels(labels, sizes[-1], IGNORE_INDEX)
+        targets = tuple(superpatch_targets(labels, size, IGNORE_INDEX) for size in sizes)
+        return targets if len(targets) > 1 else targets[0]
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
