@@ -18,10 +18,11 @@ from cts_hf.model.modeling_cts_grid import shrink
 from ..helpers.models import TINY_BACKBONE, random_images, tiny_model, tiny_policy
 
 
-@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize(("output_stride", "num_stages"), [(8, None), (8, 4), (8, 7), (16, None), (16, 6), (32, None)])
 @pytest.mark.parametrize("superpatch_size", [8, 16, 28, 32, 64])
-def test_output_is_on_the_superpatch_grid(superpatch_size, output_stride):
-    model = tiny_policy(superpatch_size=superpatch_size, output_stride=output_stride)
+def test_output_is_on_the_superpatch_grid(superpatch_size, output_stride, num_stages):
+    model = tiny_policy(superpatch_size=superpatch_size, output_stride=output_stride, num_stages=num_stages)
+    assert num_stages is None or len(model.backbone.blocks) == num_stages
     logits = model(random_images(2, 2 * superpatch_size + 5, 3 * superpatch_size - 1)).logits
     assert logits.shape == (2, 2, 3, 3)
 
@@ -220,6 +221,41 @@ def test_a_frozen_policy_can_be_fused_inside_its_model():
     model.cts.policy.fuse_batch_norm()
     assert is_fused(model.cts.policy)
     assert not is_fused(model.train().cts.policy)
+
+
+@torch.no_grad()
+def test_stages_beyond_the_stride_have_the_weights_of_the_whole_backbone():
+    """As ImageNet's are loaded into them; with the stride of all stages it is the whole backbone again."""
+    whole, images = policy_with_statistics(tf_padding=True), random_images(2, 64, 96)
+    for output_stride, num_stages in ((8, 4), (16, 7)):
+        backbone = tiny_policy(seed=1, tf_padding=True, output_stride=output_stride, num_stages=num_stages).backbone
+        backbone.load_state_dict({name: whole.backbone.state_dict()[name] for name in backbone.state_dict()})
+        first = CtsPolicyConfig(output_stride=output_stride).built_stages
+        features = whole.backbone.act(whole.backbone.bn1(whole.backbone.conv_stem(images)))
+        for stage in whole.backbone.blocks[:first]:
+            features = stage(features)
+        size = features.shape[-2:]
+        for stage in backbone.blocks[first:]:
+            features = stage(features)
+        assert torch.equal(backbone(images), features)
+        assert features.shape[-2:] == size
+    same = tiny_policy(seed=1, tf_padding=True, num_stages=7)
+    same.load_state_dict(whole.state_dict())
+    assert torch.equal(same(images).logits, whole(images).logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_stride": 8, "num_stages": 2}, "from 3, which `output_stride=8` takes, to 7, got 2"),
+        ({"output_stride": 16, "num_stages": 4}, "from 5"),
+        ({"num_stages": 8}, "from 7, .* got 8"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        CtsPolicyConfig(**options)
+    assert "num_stages" not in CtsPolicyConfig().to_dict()
 
 
 @torch.no_grad()

@@ -188,6 +188,7 @@ def _refuse_inexpressible(config: CtsConfig) -> None:
         fixed_of_policy = {
             "superpatch_size": 32,
             "output_stride": 32,
+            "built_stages": 7,
             "width_coefficient": 1.0,
             "depth_coefficient": 1.0,
             "batch_norm_eps": 1e-5,

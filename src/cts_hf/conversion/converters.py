@@ -145,6 +145,7 @@ def convert_policy(
     *,
     superpatch_size: int = 32,
     output_stride: int | None = None,
+    num_stages: int | None = None,
     batch_norm_eps: float = 1e-5,
     tf_padding: bool = False,
     image_mean: float | Sequence[float] | None = None,
@@ -162,6 +163,8 @@ def convert_policy(
         output_stride (`int`, *optional*):
             Stage of the backbone to read: 32, 16 or 8. By default the last one of the weights; weights of
             later stages of a backbone without classifier are left out.
+        num_stages (`int`, *optional*):
+            Stages of the backbone to read, where those behind the stride shrink no further.
         batch_norm_eps (`float`), tf_padding (`bool`):
             1e-5 and `False` for PyTorch's weights; 1e-3 and `True` for TensorFlow's (`tf_efficientnet_lite0`).
         image_mean, image_std (number or sequence of them, *optional*):
@@ -187,6 +190,7 @@ def convert_policy(
     config = CtsPolicyConfig(
         superpatch_size=superpatch_size,
         output_stride=output_stride,
+        num_stages=num_stages,
         batch_norm_eps=batch_norm_eps,
         tf_padding=tf_padding,
         num_channels=require_weight(state_dict, "backbone.conv_stem.weight", num_dims=4).shape[1],
@@ -243,6 +247,7 @@ def load_policy_backbone(
         state_dict,
         superpatch_size=model.config.superpatch_size,
         output_stride=model.config.output_stride,
+        num_stages=model.config.num_stages,
         batch_norm_eps=model.config.batch_norm_eps,
         tf_padding=model.config.tf_padding,
     )

@@ -21,10 +21,12 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .configuration_cts_backbone import complete_backbone
 from .configuration_cts_checks import (
+    NUM_STAGES_OF_STRIDE,
     CheckedConfig,
     check_levels,
     check_policy_fits,
     check_reductions,
+    check_stages,
     check_threshold,
     complete_normalization,
     refuse_below_one,
@@ -70,7 +72,10 @@ class CtsPolicyConfig(CheckedConfig, PreTrainedConfig):
             Stage of the EfficientNet-Lite0 backbone that is read: 32, 16 or 8 input pixels per feature; later stages
             are not built. The input is resized by `output_stride / superpatch_size`, so that the features lie on the
             grid of superpatches. 32 is the network of the paper; 16 sees the image at half resolution and is several
-            times cheaper.
+            times cheaper, 8 at a quarter.
+        num_stages (`int`, *optional*):
+            Stages of the backbone that are built: 3, 5 or 7 by default, as `output_stride` is 8, 16 or 32. More of
+            them, up to 7, see more around each superpatch; they shrink the features no further.
         width_coefficient (`float`, *optional*, defaults to 1.0):
             Scales the channels of every stage.
         depth_coefficient (`float`, *optional*, defaults to 1.0):
@@ -106,6 +111,7 @@ class CtsPolicyConfig(CheckedConfig, PreTrainedConfig):
     superpatch_size: int = 32
     superpatch_levels: list[int] | tuple[int, ...] = (2,)
     output_stride: int = 32
+    num_stages: int | None = None
     width_coefficient: float | int = 1.0
     depth_coefficient: float | int = 1.0
     num_channels: int = 3
@@ -125,6 +131,11 @@ class CtsPolicyConfig(CheckedConfig, PreTrainedConfig):
         """The options by name, without the levels where there are none but 2 x 2."""
         return without_defaults(super().to_dict())
 
+    @property
+    def built_stages(self) -> int:
+        """Number of stages of the backbone."""
+        return self.num_stages or NUM_STAGES_OF_STRIDE[self.output_stride]
+
     def check_options(self) -> None:
         """Refuses options that do not fit, with a `ValueError` that names them, and completes the normalization."""
         refuse_below_one(self, "num_channels")
@@ -136,8 +147,7 @@ class CtsPolicyConfig(CheckedConfig, PreTrainedConfig):
                 f"`superpatch_size` must be a multiple of {smallest} pixels, the patches along a side of the smallest "
                 f"superpatch, got {self.superpatch_size}: give the side of that in pixels."
             )
-        if self.output_stride not in (8, 16, 32):
-            raise ValueError(f"`output_stride` must be 8, 16 or 32, got {self.output_stride}.")
+        check_stages(self.output_stride, self.num_stages)
         for name in ("width_coefficient", "depth_coefficient"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be a finite number above 0, got {getattr(self, name)}.")

@@ -24,6 +24,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+# Stages of the policy's backbone, EfficientNet-Lite0, down to each stride.
+NUM_STAGES_OF_STRIDE = {8: 3, 16: 5, 32: 7}
 # What transformers itself passes to a config beyond the declared fields of `PreTrainedConfig`.
 _FOREIGN_NAMES = {
     "_commit_hash",
@@ -188,12 +190,30 @@ def check_policy_fits(config: PreTrainedConfig, policy_config: PreTrainedConfig)
 
 def without_defaults(options: dict[str, Any]) -> dict[str, Any]:
     """Options by name without those that older versions lack, where they have their defaults."""
-    defaults = {"superpatch_levels": (2,), "sharing_threshold": None, "backbone_config": None, "freeze_encoder": False}
+    defaults = {
+        "superpatch_levels": (2,),
+        "sharing_threshold": None,
+        "backbone_config": None,
+        "freeze_encoder": False,
+        "num_stages": None,
+    }
 
     def is_default(name: str, value: Any) -> bool:
         return name in defaults and (tuple(value) if isinstance(value, list) else value) == defaults[name]
 
     return {name: value for name, value in options.items() if not is_default(name, value)}
+
+
+def check_stages(output_stride: int, num_stages: int | None) -> None:
+    """Refuses a stride that no stage of the policy's backbone has, and fewer stages than it takes."""
+    if output_stride not in NUM_STAGES_OF_STRIDE:
+        raise ValueError(f"`output_stride` must be 8, 16 or 32, got {output_stride}.")
+    fewest = NUM_STAGES_OF_STRIDE[output_stride]
+    if num_stages is not None and not fewest <= num_stages <= 7:
+        raise ValueError(
+            f"`num_stages` must be from {fewest}, which `output_stride={output_stride}` takes, to 7, got "
+            f"{num_stages}: leave it out, or choose another stride."
+        )
 
 
 class CheckedConfig:
@@ -203,11 +223,13 @@ class CheckedConfig:
 
 
 __all__ = [
+    "NUM_STAGES_OF_STRIDE",
     "CheckedConfig",
     "channel_values",
     "check_levels",
     "check_policy_fits",
     "check_reductions",
+    "check_stages",
     "check_threshold",
     "complete_normalization",
     "refuse_below_one",

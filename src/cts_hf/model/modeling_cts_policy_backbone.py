@@ -37,7 +37,6 @@ _STAGES = (
     ("inverted_residual", 1, 3, 1, 6, 320),
 )
 _STEM_CHANNELS = 32
-_NUM_STAGES_OF_STRIDE = {8: 3, 16: 5, 32: 7}
 
 
 def scaled_channels(channels: int, width_coefficient: float) -> int:
@@ -176,7 +175,7 @@ class CtsPolicyInvertedResidual(nn.Module):
 
 
 class CtsPolicyBackbone(nn.Module):
-    """The stem and the stages of EfficientNet-Lite0 down to `config.output_stride`."""
+    """The stem and the first stages of EfficientNet-Lite0, which shrink images by `config.output_stride` at most."""
 
     def __init__(self, config: CtsPolicyConfig):
         super().__init__()
@@ -184,16 +183,18 @@ class CtsPolicyBackbone(nn.Module):
         self.bn1 = nn.BatchNorm2d(_STEM_CHANNELS, eps=config.batch_norm_eps)
         self.act = nn.ReLU6(inplace=True)
         self.blocks = nn.ModuleList()
-        channels = _STEM_CHANNELS
-        for index in range(_NUM_STAGES_OF_STRIDE[config.output_stride]):
-            stage = self._build_stage(config, index, channels)
+        channels, output_stride = _STEM_CHANNELS, 2
+        for index in range(config.built_stages):
+            stride = _STAGES[index][3] if output_stride < config.output_stride else 1
+            output_stride *= stride
+            stage = self._build_stage(config, index, channels, stride)
             channels = scaled_channels(_STAGES[index][-1], config.width_coefficient)
             self.blocks.append(stage)
         self.num_features = channels
 
     @staticmethod
-    def _build_stage(config: CtsPolicyConfig, index: int, in_channels: int) -> nn.Sequential:
-        block_type, num_blocks, kernel_size, stride, expansion, out_channels = _STAGES[index]
+    def _build_stage(config: CtsPolicyConfig, index: int, in_channels: int, stride: int) -> nn.Sequential:
+        block_type, num_blocks, kernel_size, _, expansion, out_channels = _STAGES[index]
         out_channels = scaled_channels(out_channels, config.width_coefficient)
         if 0 < index < len(_STAGES) - 1:
             num_blocks = math.ceil(num_blocks * config.depth_coefficient)

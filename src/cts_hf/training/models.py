@@ -69,6 +69,7 @@ def policy_config(
         superpatch_size=superpatch_levels[0] * patch_size,
         superpatch_levels=superpatch_levels,
         output_stride=args.policy_output_stride,
+        num_stages=args.policy_num_stages,
         width_coefficient=args.policy_width_coefficient,
         depth_coefficient=args.policy_depth_coefficient,
         tf_padding=args.policy_tf_padding,
