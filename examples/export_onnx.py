@@ -119,8 +119,6 @@ def _of_levels(values: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.T
 
 
 def report_times(model: CtsForSemanticSegmentation, file: Path, shape: tuple[int, int, int, int], rounds: int) -> None:
-    if model.cts.policy is not None:
-        model.cts.policy.fuse_batch_norm()
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "plain.onnx"
         export_onnx(model, plain, shape[2:], shape[0], token_reduction=0)

@@ -3,6 +3,7 @@
 
 import copy
 import importlib
+import pickle
 import shutil
 from pathlib import Path
 
@@ -173,54 +174,103 @@ def test_images_of_different_sizes_get_the_logits_they_get_alone(superpatch_size
 
 @pytest.mark.parametrize("overrides", [{}, {"output_stride": 16}, {"tf_padding": True, "batch_norm_eps": 1e-3}])
 @torch.no_grad()
-def test_fusing_changes_nothing_and_is_reversible(overrides, tmp_path):
-    model = policy_with_statistics(**overrides)
-    images = random_images(2, 64, 96)
-    expected, weights = model(images).logits, model.state_dict()
-    fused = model.fuse_batch_norm()
-    assert is_fused(fused)
-    torch.testing.assert_close(fused(images).logits, expected, rtol=0, atol=1e-4)
-    assert not torch.equal(fused(images).logits, expected)
-    assert all(torch.equal(value, weights[name]) for name, value in fused.state_dict().items())
-    fused.save_pretrained(tmp_path)
-    assert torch.equal(CtsPolicyModel.from_pretrained(tmp_path)(images).logits, expected)
-    assert torch.equal(fused.unfuse_batch_norm()(images).logits, expected)
+def test_evaluation_folds_normalizations_and_that_changes_nothing(overrides, tmp_path):
+    model, images = policy_with_statistics(**overrides), random_images(2, 64, 96)
+    model.unfuse_batch_norm()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = model(images).logits
+    for _ in range(2):
+        model.eval()
+        assert is_fused(model)
+        fused = model(images).logits
+        torch.testing.assert_close(fused, expected, rtol=0, atol=1e-4)
+        assert not torch.equal(fused, expected)
+        assert model.state_dict().keys() == weights.keys()
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    model.save_pretrained(tmp_path)
+    for same in (CtsPolicyModel.from_pretrained(tmp_path), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert is_fused(same)
+        assert torch.equal(same(images).logits, fused)
+        assert torch.equal(same.unfuse_batch_norm()(images).logits, expected)
+    trained = copy.deepcopy(model).train()
+    assert not is_fused(trained)
+    assert torch.equal(trained(images).logits, policy_with_statistics(**overrides).train()(images).logits)
 
 
+@torch.no_grad()
 def test_fused_weights_are_never_stale():
-    model = policy_with_statistics()
+    images, other = random_images(), policy_with_statistics(seed=1).unfuse_batch_norm()
+    expected = other(images).logits
     with pytest.raises(ValueError, match=r"eval\(\)"):
-        model.train().fuse_batch_norm()
-    assert not is_fused(model.eval().fuse_batch_norm().train())
-    model.eval().fuse_batch_norm().load_state_dict(tiny_policy(seed=1).state_dict())
-    assert not is_fused(model)
-    assert torch.equal(model(random_images()).logits, tiny_policy(seed=1)(random_images()).logits)
+        policy_with_statistics().train().fuse_batch_norm()
+
+    def copy_in_place(model):
+        for mine, theirs in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+            mine.copy_(theirs)
+
+    def replace(model):
+        for module, theirs in zip(model.modules(), other.modules(), strict=True):
+            for name, parameter in theirs.named_parameters(recurse=False):
+                setattr(module, name, torch.nn.Parameter(parameter.clone()))
+            for name, buffer in theirs.named_buffers(recurse=False):
+                module.register_buffer(name, buffer.clone())
+
+    for change in (
+        lambda model: model.load_state_dict(other.state_dict()),
+        lambda model: model.load_state_dict(other.state_dict(), assign=True),
+        copy_in_place,
+        replace,
+    ):
+        model = policy_with_statistics()
+        change(model)
+        assert torch.equal(model(images).logits, expected)
+        assert torch.equal(model.eval()(images).logits, other.eval()(images).logits)
+        other.unfuse_batch_norm()
 
 
 def test_a_fused_policy_still_passes_gradients_to_its_weights():
-    model = policy_with_statistics().fuse_batch_norm()
+    model = policy_with_statistics()
+    assert is_fused(model)
     targets = torch.zeros(2, 4, 4, dtype=torch.int64)
     model(random_images(), labels=targets).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_a_normalization_in_training_mode_is_not_folded():
+    model, images = policy_with_statistics(), random_images()
+    mean = model.backbone.bn1.running_mean.clone()
+    model.backbone.bn1.train()
+    model(images)
+    assert not torch.equal(model.backbone.bn1.running_mean, mean)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
 def test_fused_half_precision_is_close(dtype):
     model = policy_with_statistics(output_stride=16)
-    expected = model(random_images()).logits
-    for fused in (copy.deepcopy(model).to(dtype).fuse_batch_norm(), copy.deepcopy(model).fuse_batch_norm().to(dtype)):
-        logits = fused(random_images()).logits
-        assert logits.dtype == dtype
-        difference = (logits.float() - expected).abs().max() / expected.abs().max()
-        assert difference < 30 * torch.finfo(dtype).eps
+    expected = model.unfuse_batch_norm()(random_images()).logits
+    fused = model.eval().to(dtype)
+    again = copy.deepcopy(fused).fuse_batch_norm()
+    logits = fused(random_images()).logits
+    assert logits.dtype == dtype
+    assert torch.equal(again(random_images()).logits, logits)  # of the weights as they are now
+    assert (logits.float() - expected).abs().max() / expected.abs().max() < 30 * torch.finfo(dtype).eps
 
 
-def test_a_frozen_policy_can_be_fused_inside_its_model():
-    model = tiny_model()
-    model.cts.policy.fuse_batch_norm()
-    assert is_fused(model.cts.policy)
-    assert not is_fused(model.train().cts.policy)
+def test_policies_without_values_are_not_folded():
+    with torch.device("meta"):
+        model = CtsPolicyModel(CtsPolicyConfig(superpatch_size=16, output_stride=8, **TINY_BACKBONE)).eval()
+    assert not is_fused(model)
+    model.to_empty(device="cpu").load_state_dict(policy_with_statistics(output_stride=8).state_dict())
+    with torch.no_grad():
+        expected = policy_with_statistics(output_stride=8).unfuse_batch_norm()(random_images()).logits
+        assert torch.equal(model(random_images()).logits, expected)
+
+
+def test_a_frozen_policy_stays_fused_while_its_model_trains():
+    assert is_fused(tiny_model().train().cts.policy)
+    assert not is_fused(tiny_model(policy_loss_weight=0.1).train().cts.policy)
 
 
 @torch.no_grad()

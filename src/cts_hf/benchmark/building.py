@@ -16,7 +16,7 @@ from ..model.modeling_cts import CtsForSemanticSegmentation
 from .arguments import BenchmarkArguments
 from .end_to_end import EndToEnd
 from .existing import EXISTING_PRESETS, build_existing
-from .inputs import Model, policy_of
+from .inputs import Model
 from .presets import PRESETS
 
 
@@ -45,8 +45,6 @@ def build_model(arguments: BenchmarkArguments) -> Model:
         model.cts.policy = None
     elif arguments.given_scores:
         model.token_sharing.policy = None
-    if (policy := policy_of(model)) is not None:
-        policy.fuse_batch_norm()
     return model
 
 

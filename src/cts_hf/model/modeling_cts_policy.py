@@ -89,15 +89,25 @@ class CtsPolicyModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=math.sqrt(2.0 / fan_out))
 
     def train(self, mode: bool = True) -> "CtsPolicyModel":
-        if mode:
-            self.unfuse_batch_norm()  # what follows may change the weights
-        return super().train(mode)
+        super().train(mode)
+        return self.unfuse_batch_norm() if mode else self.fuse_batch_norm()
 
-    def fuse_batch_norm(self) -> None:
+    def _apply(self, *args, **kwargs) -> "CtsPolicyModel":
+        super()._apply(*args, **kwargs)
+        # Of the weights as they are in the new dtype and on the new device.
+        return self if self.training else self.fuse_batch_norm()
+
+    def __setstate__(self, state: dict):
+        super().__setstate__(state)
+        if not self.training:
+            self.fuse_batch_norm()  # a copy's weights are others
+
+    def fuse_batch_norm(self) -> "CtsPolicyModel":
         """
-        Folds the batch normalizations into the convolutions, for faster inference. The logits change by rounding
-        errors only. State dict and checkpoints stay as they are; training mode and loading of weights undo it, and
-        after any other change of the weights it must be called again.
+        Folds the batch normalizations into the convolutions, for faster inference. `eval()` and `.to(...)` do so by
+        themselves. The logits change by rounding errors only. State dict and checkpoints stay as they are; training
+        mode undoes it. Weights that are loaded or changed in place are used unfolded until the next `eval()`; only
+        changes through `.data`, which PyTorch does not count, need it.
 
         Returns:
             [`CtsPolicyModel`]: This model.
@@ -113,8 +123,8 @@ class CtsPolicyModel(PreTrainedModel):
                 convolution.fold(norm)
         return self
 
-    def unfuse_batch_norm(self) -> None:
-        """Undoes [`~CtsPolicyModel.fuse_batch_norm`], exactly. Returns this model."""
+    def unfuse_batch_norm(self) -> "CtsPolicyModel":
+        """Undoes [`~CtsPolicyModel.fuse_batch_norm`], exactly, until the next `eval()`. Returns this model."""
         for module in self.backbone.modules():
             if isinstance(module, CtsPolicyConv2d):
                 module.unfold()

@@ -68,14 +68,9 @@ class CtsPolicyConv2d(nn.Conv2d):
         # What `fold` makes of the weights. Not persistent: a checkpoint has the weights that can be trained.
         self.register_buffer("folded_weight", None, persistent=False)
         self.register_buffer("folded_bias", None, persistent=False)
+        self._folded_from = ()
 
-    @property
-    def includes_norm(self) -> bool:
-        """Whether the batch normalization behind it is part of it now, and must not be applied again."""
-        # The gradient goes to the weights themselves, never to what was made of them.
-        return self.folded_weight is not None and not (torch.is_grad_enabled() and self.weight.requires_grad)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, is_folded: bool = False) -> torch.Tensor:
         if self.pads_by_need:
             kernel_size, stride = self.kernel_size[0], self.stride[0]
             # As a remainder, not with the number of strides: torch.compile sees that it is 0 for whole superpatches,
@@ -83,13 +78,16 @@ class CtsPolicyConv2d(nn.Conv2d):
             height, width = (max(kernel_size - (side % stride or stride), 0) for side in hidden_states.shape[-2:])
             padding = (width // 2, width - width // 2, height // 2, height - height // 2)
             hidden_states = nn.functional.pad(hidden_states, padding)
-        if self.includes_norm:
+        if is_folded:
             return self._conv_forward(hidden_states, self.folded_weight, self.folded_bias)
         return super().forward(hidden_states)
 
     @torch.no_grad()
     def fold(self, norm: nn.BatchNorm2d) -> None:
         """Makes one convolution of this one and the batch normalization behind it, as it is in evaluation."""
+        if self.weight.is_meta or norm.running_mean is None:
+            self.unfold()
+            return
         weight, bias = fuse_conv_bn_weights(
             self.weight.float(),
             None,
@@ -100,13 +98,23 @@ class CtsPolicyConv2d(nn.Conv2d):
             norm.bias.float(),
         )
         self.folded_weight, self.folded_bias = weight.detach().to(self.weight), bias.detach().to(self.weight)
+        self._folded_from = self._versions(norm)
 
     def unfold(self) -> None:
         self.folded_weight = self.folded_bias = None
 
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
-        self.unfold()
+    def is_folded_with(self, norm: nn.BatchNorm2d) -> bool:
+        """Whether the folded weights are those of this convolution and this normalization as they are now."""
+        if self.folded_weight is None or norm.training:
+            return False
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            return False  # the gradient goes to the weights themselves, never to what was made of them
+        # What is compiled cannot ask, and has the weights that the model had then anyway.
+        return torch.compiler.is_compiling() or self._folded_from == self._versions(norm)
+
+    def _versions(self, norm: nn.BatchNorm2d) -> tuple[tuple[int, int], ...]:
+        tensors = (self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
 
 
 def convolve(hidden_states: torch.Tensor, convolution: CtsPolicyConv2d, norm: nn.BatchNorm2d) -> torch.Tensor:
@@ -114,8 +122,9 @@ def convolve(hidden_states: torch.Tensor, convolution: CtsPolicyConv2d, norm: nn
     Convolves and normalizes features, `(batch_size, channels, height, width)`. No module gets another one as an
     argument: accelerate moves all arguments of a module whose weights are offloaded, and would move those weights.
     """
-    hidden_states = convolution(hidden_states)
-    return hidden_states if convolution.includes_norm else norm(hidden_states)
+    if convolution.is_folded_with(norm):
+        return convolution(hidden_states, is_folded=True)
+    return norm(convolution(hidden_states))
 
 
 class CtsPolicyDepthwiseSeparable(nn.Module):
