@@ -5,6 +5,7 @@
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from ..conversion.backbones import backbone_normalization, load_backbone, load_backbone_config, load_encoder_config
 from ..conversion.converters import load_policy_backbone, load_vit_weights
@@ -32,6 +33,12 @@ ARCHITECTURE = (
     "decoder_hidden_size",
     "decoder_num_hidden_layers",
 )
+# Options that a trained model can be given but not lose, and the prefix of the weights that come with them, which
+# start so that outputs are the same.
+ADDITIONS = {
+    "unsharing": "unsharing_residual.",
+    "superpatch_embedding": "cts.embeddings.patch_embeddings.superpatch_projections.",
+}
 # Weights with a row or an entry for each class.
 CLASSIFIERS = (
     "decode_head.class_embeddings",
@@ -39,6 +46,7 @@ CLASSIFIERS = (
     "decode_head.classifier",
     "decode_head.head.classifier",
     "decode_head.auxiliary_heads.",
+    "unsharing_residual.output_projection",
 )
 
 
@@ -137,6 +145,7 @@ def _training_options(
         "drop_path_rate": args.drop_path_rate,
         "decoder_dropout_prob": args.decoder_dropout_prob,
         "token_reduction": args.token_reduction,
+        **{name: value for name in ADDITIONS if (value := getattr(args, name)) is not None},
         "freeze_encoder": args.freeze_encoder,
         "policy_loss_weight": source_args.policy_loss_weight,
         "semantic_loss_ignore_index": IGNORE_INDEX,
@@ -146,9 +155,23 @@ def _training_options(
 
 
 def adopt_architecture(args: ModelArguments) -> None:
-    """Gives the options of the architecture the values of `args.model` or `args.backbone`, if there is one."""
+    """
+    Gives the options of the architecture the values of `args.model` or `args.backbone`, if there is one.
+
+    Raises:
+        ValueError: options that would lose weights of `args.model`.
+    """
     if args.model:
         config, names = load_config(args.model), ARCHITECTURE
+        for name in ADDITIONS:
+            value, recorded = getattr(args, name), getattr(config, name)
+            if recorded != getattr(CtsConfig, name):
+                if value not in (None, recorded):
+                    raise ValueError(
+                        f"`{name}` must be {recorded!r}, as {args.model} was trained with it, got {value!r}: leave it "
+                        "out, as the model would lose these weights."
+                    )
+                setattr(args, name, recorded)
     elif args.backbone:
         config = CtsConfig(backbone_config=load_backbone_config(args.backbone))
         names = tuple(name for name in ARCHITECTURE if not name.startswith("decoder_"))
@@ -199,9 +222,11 @@ def build_segmenter(
         image_size: height and width of training crops in pixels.
 
     Raises:
-        ValueError: a joint training without sharing, where the policy would have no gradient; or a model that cannot
-            be trained on with these options.
+        ValueError: weights that would have no gradient: those of sharing, or of a policy that is trained jointly, in
+            training without sharing, and those of a new embedding in a frozen encoder; or a model that cannot be
+            trained on with these options.
     """
+    _refuse_idle_additions(args)
     if source_args.policy_loss_weight > 0 and args.token_reduction == 0:
         raise ValueError(
             f"policy_loss_weight is {source_args.policy_loss_weight} and token_reduction 0, at which the policy is "
@@ -226,11 +251,39 @@ def build_segmenter(
     return model
 
 
+def _added(args: ModelArguments) -> dict[str, str]:
+    """The options by name whose weights are new: `args.model`, if there is one, has none."""
+    earlier = load_config(args.model) if args.model else CtsConfig
+    values = {name: getattr(args, name) for name in ADDITIONS}
+    return {name: value for name, value in values.items() if value not in (None, getattr(earlier, name))}
+
+
+def _refuse_idle_additions(args: ModelArguments) -> None:
+    """Refuses options whose weights training would leave as they are."""
+    for name in ADDITIONS:
+        value, default = getattr(args, name), getattr(CtsConfig, name)
+        if value not in (None, default) and args.token_reduction == 0:
+            raise ValueError(
+                f"`token_reduction` must be above 0 to train a model with {name} {value!r}, got 0: its weights have a "
+                "part in sharing alone."
+            )
+    if args.freeze_encoder and "superpatch_embedding" in _added(args):
+        raise ValueError(
+            "`superpatch_embedding` must be 'projection' where `freeze_encoder` is set, got "
+            f"{args.superpatch_embedding!r}: its weights would stay at zero. Leave out one of the two."
+        )
+
+
 def _load_segmenter(
     args: ModelArguments, source_args: PolicySourceArguments, data: SegmentationData
 ) -> CtsForSemanticSegmentation:
-    options = _training_options(args, source_args, data)
-    model = load_segmenter(args.model, ignore=CLASSIFIERS, dtype=torch.float32, **options)
+    options, added = _training_options(args, source_args, data), _added(args)
+    new = tuple(ADDITIONS[name] for name in added)
+    model = load_segmenter(args.model, ignore=CLASSIFIERS, new=new, dtype=torch.float32, **options)
+    for name, value in added.items():
+        PartialState().print(
+            f"{args.model} has no weights for {name} {value!r}: they are new, and start so that they change nothing."
+        )
     check_normalization(model.config, load_processor(args.model))
     refuse_other_normalization(args, model.config)
     return model
