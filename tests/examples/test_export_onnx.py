@@ -42,11 +42,26 @@ class Written:
         Path(f"{file}.data").write_bytes(b"weights")
 
 
+def test_the_budget_is_what_the_levels_of_the_model_allow(monkeypatch, tmp_path):
+    for levels, value, highest in (((2,), 0.8, "0.75"), ((2, 4), 0.95, "0.9375")):
+        tiny_model(superpatch_levels=levels).save_pretrained(tmp_path / "model")
+        with pytest.raises(ValueError, match=f"`token_reduction` must be a number between 0 .* {highest} .* {value}"):
+            run_main(
+                monkeypatch,
+                "export_onnx.py",
+                model=tmp_path / "model",
+                output_dir=tmp_path / "out",
+                token_reduction=value,
+            )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
-def test_export_and_use(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("options", [{}, {"superpatch_levels": (2, 4), "unsharing": "residual"}])
+def test_export_and_use(monkeypatch, capsys, tmp_path, options):
     pytest.importorskip("onnxscript", reason="ONNX export needs `pip install onnx onnxscript onnxruntime`")
     pytest.importorskip("onnxruntime")
-    model, target = tiny_model(), tmp_path / "exported"
+    model, target = tiny_model(**options), tmp_path / "exported"
     model.save_pretrained(tmp_path / "model")
     CtsImageProcessor(do_resize=False).save_pretrained(tmp_path / "model")
     options = {"image_size": [48, 80], "token_reduction": 0.4, "benchmark": True, "rounds": 2}

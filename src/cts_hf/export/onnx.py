@@ -27,14 +27,19 @@ OPSET_VERSION = 18
 class _Exported(nn.Module):
     """The model with what an ONNX file can have: tensors in, a tuple of tensors out."""
 
-    def __init__(self, model: CtsForSemanticSegmentation, token_reduction: float | None):
+    def __init__(self, model: CtsForSemanticSegmentation, token_reduction: float | tuple[float, ...] | None):
         super().__init__()
         self.model = model
         self.token_reduction = token_reduction
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = self.model(pixel_values, token_reduction=self.token_reduction, return_dict=True)
-        return outputs.logits, outputs.shared_superpatches
+        return (outputs.logits, *per_level(outputs.shared_superpatches))
+
+
+def per_level(values: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """What a model gives for each level, as a tuple for a single one too."""
+    return values if isinstance(values, tuple) else (values,)
 
 
 @torch.no_grad()
@@ -43,14 +48,15 @@ def export_onnx(
     file: str | Path,
     image_size: int | tuple[int, int] | None = None,
     batch_size: int | None = 1,
-    token_reduction: float | None = None,
+    token_reduction: float | tuple[float, ...] | None = None,
 ) -> None:
     """
     Writes a model as an ONNX file of opset 18, weights included.
 
     The file has the input `pixel_values`, float32 `(batch_size, num_channels, height, width)`, and the outputs
     `logits`, float32 `(batch_size, num_labels, ceil(height / patch_size), ceil(width / patch_size))`, and
-    `shared_superpatches`, bool `(batch_size, superpatch_rows, superpatch_columns)`.
+    `shared_superpatches`, bool `(batch_size, superpatch_rows, superpatch_columns)`; of several levels one each, by
+    names such as `shared_superpatches_4`.
 
     Args:
         model ([`CtsForSemanticSegmentation`]): In float32. It is exported in evaluation mode and left as it was.
@@ -58,8 +64,8 @@ def export_onnx(
             large models the weights are in a second file beside it, with `.data` after its name.
         image_size (`int` or pair of `int`, *optional*): Height and width in pixels; `config.image_size` by default.
         batch_size (`int`, *optional*, defaults to 1): Images per call; `None` lets every call have its own number.
-        token_reduction (`float`, *optional*): Fraction of the patch tokens to remove; `config.token_reduction` by
-            default.
+        token_reduction (`float` or `tuple[float, ...]`, *optional*): Fraction of the patch tokens to remove, or what
+            each of several levels removes; `config.token_reduction` by default.
 
     Raises:
         ImportError: If onnx or onnxscript is missing.
@@ -87,7 +93,8 @@ def export_onnx(
 
     # An example batch of one image would make the number of images a constant.
     pixel_values = torch.zeros(batch_size or 2, model.config.num_channels, height, width, device=model.device)
-    was_training = model.training
+    levels, was_training = model.config.superpatch_levels, model.training
+    shared = ["shared_superpatches"] if len(levels) == 1 else [f"shared_superpatches_{level}" for level in levels]
     try:
         exported = _Exported(model, token_reduction).eval()
         exported(pixel_values)  # bad options fail here, with the model's own message
@@ -95,7 +102,7 @@ def export_onnx(
             exported,
             (pixel_values,),
             input_names=["pixel_values"],
-            output_names=["logits", "shared_superpatches"],
+            output_names=["logits", *shared],
             dynamic_shapes=None if batch_size else {"pixel_values": {0: torch.export.Dim("batch_size")}},
             opset_version=OPSET_VERSION,
             custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
@@ -157,9 +164,9 @@ class OnnxSegmenter:
                 f"{tuple(pixel_values.shape)}. Use the image processor saved beside the file, or export this size."
             )
         images = pixel_values.detach().to("cpu", torch.float32).numpy()
-        logits, shared = self.session.run(["logits", "shared_superpatches"], {"pixel_values": images})
+        logits, *shared = map(torch.from_numpy, self.session.run(None, {"pixel_values": images}))
         return CtsSemanticSegmenterOutput(
-            logits=torch.from_numpy(logits), shared_superpatches=torch.from_numpy(shared)
+            logits=logits, shared_superpatches=tuple(shared) if len(shared) > 1 else shared[0]
         )
 
 
@@ -170,4 +177,4 @@ def _require(package: str) -> ModuleType:
         raise ImportError(f"{package} is missing: `pip install onnx onnxscript onnxruntime`.") from error
 
 
-__all__ = ["OnnxSegmenter", "export_onnx"]
+__all__ = ["OnnxSegmenter", "export_onnx", "per_level"]
