@@ -228,6 +228,18 @@ def test_what_the_original_cannot_express_is_refused(tmp_path):
     assert not (tmp_path / "original").exists()
     with pytest.raises(ValueError, match=r"express intermediate_size=64 \(original: 128\): it"):
         save_original(tiny_model(use_policy=False), CtsImageProcessor(), tmp_path / "original")
+    levels = {**ORIGINAL_OPTIONS, "use_policy": False, "superpatch_levels": (2, 4), "sharing_threshold": 0.9}
+    with pytest.raises(ValueError, match=r"superpatch_levels=\(2, 4\) \(original: \(2,\)\), sharing_threshold=0\.9"):
+        save_original(tiny_model(**levels), CtsImageProcessor(), tmp_path / "original")
+    for name, value in (("unsharing", "residual"), ("superpatch_embedding", "multiscale")):
+        with pytest.raises(
+            ValueError, match=f"`model` must have `{name}` .* got '{value}': they have no such weights"
+        ):
+            save_original(
+                tiny_model(**ORIGINAL_OPTIONS, use_policy=False, **{name: value}),
+                CtsImageProcessor(),
+                tmp_path / "original",
+            )
     # A linear decoder has no heads, and a model without policy no padding.
     options |= {"layer_norm_eps": 1e-5, "decoder_type": "linear", "use_policy": False}
     save_original(tiny_model(**{**ORIGINAL_OPTIONS, **options}), CtsImageProcessor(), tmp_path / "original")

@@ -240,6 +240,16 @@ def test_vit_of_timm(distilled, tmp_path):
     expected = vit.forward_features(random_images())
     torch.testing.assert_close(outputs.last_hidden_state, expected, rtol=0, atol=1e-4)
 
+    multiscale = tiny_model(
+        use_distillation_token=distilled, layer_norm_eps=1e-6, superpatch_embedding="multiscale", unsharing="residual"
+    )
+    load_vit_weights(multiscale, tmp_path / "vit.pth")  # its own projections stay at zero
+    shared = [
+        each.cts(random_images(), torch.rand(2, 4, 4, generator=torch.manual_seed(0)), 0.3)
+        for each in (model, multiscale)
+    ]
+    assert torch.equal(*(outputs.last_hidden_state for outputs in shared))
+
     larger = tiny_model(image_size=(96, 64))
     load_vit_weights(larger, tmp_path / "vit.pth")
     grid = vit.pos_embed[:, 1 + distilled :].transpose(1, 2).unflatten(2, (8, 8))

@@ -47,7 +47,9 @@ class Written:
 def test_export_and_use(monkeypatch, capsys, tmp_path, levels, token_reduction):
     pytest.importorskip("onnxscript", reason="ONNX export needs `pip install onnx onnxscript onnxruntime`")
     pytest.importorskip("onnxruntime")
-    model, target = tiny_model(superpatch_levels=levels, sharing_threshold=0.9), tmp_path / "exported"
+    unsharing = "residual" if len(levels) > 1 else "copy"
+    model = tiny_model(superpatch_levels=levels, sharing_threshold=0.9, unsharing=unsharing)
+    target = tmp_path / "exported"
     model.save_pretrained(tmp_path / "model")
     CtsImageProcessor(do_resize=False).save_pretrained(tmp_path / "model")
     options = {"image_size": [48, 80], "benchmark": True, "rounds": 2}

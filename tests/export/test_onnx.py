@@ -4,9 +4,11 @@
 import pytest
 import torch
 
-from cts_hf.export.onnx import OPSET_VERSION, OnnxSegmenter, export_onnx
+from cts_hf.export.onnx import OPSET_VERSION, OnnxSegmenter, export_onnx, per_level
 
 from ..helpers.models import TINY_BACKBONE, random_images, tiny_model
+from ..model.test_modeling_cts_layout import levels_model
+from ..model.test_modeling_cts_unsharing import trained
 
 
 pytest.importorskip("onnxscript", reason="ONNX export needs `pip install onnx onnxscript onnxruntime`")
@@ -24,7 +26,8 @@ def assert_equal(model, exported, pixel_values, **options):
     with torch.no_grad():
         expected = model(pixel_values, **options)
     given = exported(pixel_values)
-    assert torch.equal(given.shared_superpatches, expected.shared_superpatches)
+    assert type(given.shared_superpatches) is type(expected.shared_superpatches)
+    assert all(map(torch.equal, per_level(given.shared_superpatches), per_level(expected.shared_superpatches)))
     torch.testing.assert_close(given.logits, expected.logits, atol=1e-4, rtol=0)
     return expected
 
@@ -67,6 +70,25 @@ def test_any_number_of_images_and_any_budget(tmp_path, token_reduction):
     for batch_size in (1, 2, 5):
         images = random_images(batch_size, 64, 64, seed=batch_size)
         assert_equal(model, exported, images, token_reduction=token_reduction)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder_type", ["mask_transformer", "setr_naive"])
+@pytest.mark.parametrize("token_reduction", [0.6, (0.15, 0.45), 0])
+def test_levels_and_a_residual(tmp_path, token_reduction, decoder_type):
+    options = {"unsharing": "residual", "superpatch_embedding": "multiscale", "decoder_type": decoder_type}
+    model = trained(levels_model(**options, policy_config={**TINY_BACKBONE, "superpatch_levels": (2,)}))
+    file = export(tmp_path, model, image_size=(50, 75), batch_size=None, token_reduction=token_reduction)
+    exported = OnnxSegmenter(file)
+    assert [output.name for output in exported.session.get_outputs()] == [
+        "logits",
+        "shared_superpatches_2",
+        "shared_superpatches_4",
+    ]
+    for batch_size in (1, 3):
+        images = random_images(batch_size, 50, 75, seed=batch_size)
+        outputs = assert_equal(model, exported, images, token_reduction=token_reduction)
+        assert all(of_level.any() for of_level in outputs.shared_superpatches) == (token_reduction != 0)
 
 
 @pytest.mark.slow

@@ -155,6 +155,15 @@ def test_what_is_no_normalization_is_refused_by_name(config_class, options, mess
         ({"image_size": [64, 64, 64]}, r"image_size.*64, 64, 64"),
         ({"hidden_size": 100, "num_attention_heads": 3}, r"100.*num_attention_heads.*3"),
         ({"decoder_type": "fcn"}, r"mask_transformer.*linear.*fcn"),
+        ({"unsharing": "mean"}, "`unsharing` must be one of 'copy', 'residual', got 'mean': choose one of them"),
+        (
+            {"superpatch_embedding": "own"},
+            "`superpatch_embedding` must be one of 'projection', 'multiscale', got 'own'",
+        ),
+        (
+            {"superpatch_embedding": "multiscale", "backbone_config": {"model_type": "dinov2"}},
+            "`superpatch_embedding` must be 'projection' with a `backbone_config`, got 'multiscale': .* own weights",
+        ),
         ({"policy_config": {"superpatch_size": 48}}, r"superpatch_size.*32.*48"),
         ({"policy_config": {"output_strid": 16}}, r"no option 'output_strid'"),
         ({"policy_loss_weight": -1}, r"policy_loss_weight.*-1"),
@@ -242,12 +251,13 @@ def test_options_of_setr_are_saved_with_its_decoders_alone(tmp_path):
     assert not [name for name in CtsConfig(decoder_type="linear").to_dict() if "auxiliary" in name]
 
 
-def test_levels_and_a_threshold_are_saved_where_they_are_not_the_default(tmp_path):
-    new = {"superpatch_levels", "sharing_threshold"}
+def test_options_of_sharing_are_saved_where_they_are_not_the_default(tmp_path):
+    added = {"unsharing": "residual", "superpatch_embedding": "multiscale"}
+    new = {"superpatch_levels", "sharing_threshold", *added}
     tiny_config().save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     assert not new & (values.keys() | values["policy_config"].keys() | tiny_policy().config.to_dict().keys())
-    options = {"superpatch_levels": [2, 4], "token_reduction": (0.2, 0.3), "sharing_threshold": 0.9}
+    options = {"superpatch_levels": [2, 4], "token_reduction": (0.2, 0.3), "sharing_threshold": 0.9, **added}
     for policy_config, expected in (({}, (2, 4)), ({"superpatch_levels": (2,)}, (2,)), (CtsPolicyConfig(), (2,))):
         config = CtsConfig(**options, policy_config=policy_config)
         config.save_pretrained(tmp_path)
@@ -257,6 +267,7 @@ def test_levels_and_a_threshold_are_saved_where_they_are_not_the_default(tmp_pat
                 (0.2, 0.3),
                 0.9,
             )
+            assert {name: getattr(again, name) for name in added} == added
             assert again.policy_config.superpatch_levels == expected
     assert CtsConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 

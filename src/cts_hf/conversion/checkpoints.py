@@ -175,6 +175,8 @@ def save_original(model: CtsForSemanticSegmentation, processor: CtsImageProcessi
 def _refuse_inexpressible(config: CtsConfig) -> None:
     """Refuses options that change outputs and that the code of the original has a fixed value for."""
     fixed = {
+        "superpatch_levels": (2,),
+        "sharing_threshold": None,
         "num_channels": 3,
         "intermediate_size": 4 * config.hidden_size,
         "hidden_act": "gelu",

@@ -126,8 +126,15 @@ def to_original(model: CtsForSemanticSegmentation) -> dict[str, torch.Tensor]:
         model ([`CtsForSemanticSegmentation`]): With or without policy, and with one of Segmenter's decoders.
 
     Raises:
-        ValueError: If it has another decoder.
+        ValueError: If it has another decoder, or weights of its own for sharing or unsharing.
     """
+    for name in ("superpatch_embedding", "unsharing"):
+        value, default = getattr(model.config, name), getattr(type(model.config), name)
+        if value != default:
+            raise ValueError(
+                f"`model` must have `{name}` {default!r} to be saved for Segmenter or the original CTS, got "
+                f"{value!r}: they have no such weights, use `save_pretrained`."
+            )
     if model.config.decoder_type not in ("mask_transformer", "linear"):
         raise ValueError(
             f"`model` must have the decoder 'mask_transformer' or 'linear' to be saved for Segmenter or the original "
@@ -264,7 +271,8 @@ def load_vit_weights(
     image_std: float | Sequence[float] | None = None,
 ) -> None:
     """
-    Loads the weights of a plain ViT or DeiT into the encoder, in place; policy and decoder stay as they are. Position
+    Loads the weights of a plain ViT or DeiT into the encoder, in place; policy and decoder stay as they are, and so do
+    projections that superpatches have of their own. Position
     embeddings are resized (bilinear, as in Segmenter) where the grids differ. The configuration records the
     normalization that the weights expect: build image processor and training transform from it, afterwards.
 
@@ -299,7 +307,8 @@ def load_vit_weights(
     trained = require_weight(state_dict, positions, num_dims=3)
     state_dict[positions] = _resize_positions(trained, has_distillation_token, model)
 
-    names = [name for name in model.state_dict() if not name.startswith("policy.")]
+    own = ("policy.", "embeddings.patch_embeddings.superpatch_projections.")
+    names = [name for name in model.state_dict() if not name.startswith(own)]
     sources = {name: name for name in names}
     if is_timm:
         sources = {name: original_name(f"cts.{name}").removeprefix("encoder.") for name in names}

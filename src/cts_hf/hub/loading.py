@@ -28,7 +28,7 @@ from ..model.modeling_cts import CtsForSemanticSegmentation, CtsModel
 from ..model.modeling_cts_policy import CtsPolicyModel
 from .normalization import Normalization, check_normalization, processor_normalization
 from .output_folder import list_names
-from .problems import first_line, list_problems
+from .problems import first_line, loading_problems
 
 
 logger = logging.get_logger(__name__)
@@ -40,7 +40,6 @@ _OWN_PROCESSORS = (CtsImageProcessor.__name__, CtsImageProcessorPil.__name__)
 # Options of `from_pretrained` that say where a repository is.
 _PLACE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _POLICY_PREFIX = "cts.policy."
-_NEVER_USED = "neck.fusion_stage.layers.0.residual_layer1."  # of DPT: published checkpoints lack these weights
 # What transformers and PyTorch raise on a file whose content has another form than they expect.
 _MALFORMED = (
     ValueError,
@@ -55,13 +54,16 @@ _MALFORMED = (
 )
 
 
-def load_segmenter(source: str | Path, *, ignore: tuple[str, ...] = (), **options: Any) -> CtsForSemanticSegmentation:
+def load_segmenter(
+    source: str | Path, *, ignore: tuple[str, ...] = (), new: tuple[str, ...] = (), **options: Any
+) -> CtsForSemanticSegmentation:
     """
     Opens a segmentation model of this package, complete and with finite weights.
 
     Args:
         source (`str` or `Path`): Folder, or id of a repository on the Hub.
         ignore (`tuple[str, ...]`): Prefixes of weights that may be misshaped, and are then random ones.
+        new (`tuple[str, ...]`): Prefixes of weights that may be missing, and then start as those of a new model.
         options: As for `from_pretrained`.
 
     Returns:
@@ -74,7 +76,7 @@ def load_segmenter(source: str | Path, *, ignore: tuple[str, ...] = (), **option
             left over, misshaped, unreadable or not finite; it names them.
     """
     _load_config(CtsConfig, source, options)
-    model = load_complete(CtsForSemanticSegmentation, source, ignore, **options)
+    model = load_complete(CtsForSemanticSegmentation, source, ignore, new, **options)
     _complete_normalization(model.config, source, options)
     return model
 
@@ -206,21 +208,6 @@ def describe_not_finite(model: PreTrainedModel) -> str | None:
     return f"NaN or infinity in weights of the {what}: {list_names(names)}"
 
 
-def loading_problems(info: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> str:
-    """
-    What `from_pretrained(..., output_loading_info=True)` found wrong, in words; empty if nothing.
-
-    Args:
-        info: the loading info.
-        ignore: prefixes of weights that may be misshaped.
-    """
-    # Misshaped weights come with both of their shapes.
-    misshaped = (str(name if isinstance(name, str) else name[0]) for name in info["mismatched_keys"])
-    misshaped = sorted(name for name in misshaped if not name.startswith(ignore))
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith(_NEVER_USED))
-    return list_problems(missing, sorted(info["unexpected_keys"]), misshaped)
-
-
 def _complete_normalization(config: CtsConfig, source: str | Path, options: Mapping[str, Any] | None = None) -> None:
     """Gives a configuration that is older than the record the normalization that model and policy have seen."""
     options = options or {}
@@ -244,7 +231,9 @@ def _records_normalization(config: Mapping[str, Any]) -> bool:
     return any(name in config for name in Normalization._fields)
 
 
-def load_complete(kind: type[Model], source: str | Path, ignore: tuple[str, ...] = (), **options: Any) -> Model:
+def load_complete(
+    kind: type[Model], source: str | Path, ignore: tuple[str, ...] = (), new: tuple[str, ...] = (), **options: Any
+) -> Model:
     """Opens a model of a class, complete and with finite weights: arguments and errors as of [`load_segmenter`]."""
     _check_shards(Path(source) / options.get("subfolder", ""))
     try:
@@ -259,7 +248,7 @@ def load_complete(kind: type[Model], source: str | Path, ignore: tuple[str, ...]
             f"The weights in {source} cannot be read as its config.json says ({first_line(error)}): one of these "
             "files is damaged or incomplete. Copy or download them again."
         ) from error
-    if problems := loading_problems(info, ignore):
+    if problems := loading_problems(info, ignore, new):
         raise ValueError(
             f"The weights in {source} do not fit the {kind.__name__} that its config.json describes. {problems}. Save "
             "it again, weights and config.json together, or train it again."
@@ -391,7 +380,6 @@ __all__ = [
     "load_policy_folder",
     "load_processor",
     "load_segmenter",
-    "loading_problems",
     "place_options",
     "read_config",
     "reading",

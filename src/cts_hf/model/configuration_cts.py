@@ -23,6 +23,7 @@ from .configuration_cts_backbone import complete_backbone
 from .configuration_cts_checks import (
     NUM_STAGES_OF_STRIDE,
     CheckedConfig,
+    check_image_size,
     check_levels,
     check_policy_fits,
     check_reductions,
@@ -31,8 +32,10 @@ from .configuration_cts_checks import (
     complete_normalization,
     refuse_below_one,
     refuse_below_zero,
+    refuse_indivisible,
     refuse_outside,
     refuse_unknown_names,
+    refuse_unlisted,
     without_defaults,
 )
 from .configuration_cts_setr import SETR_TYPES, complete_setr
@@ -47,6 +50,9 @@ _AUTO_MAP = {
 
 # The decoders that there are: the names in `DECODERS`.
 DECODER_TYPES = ("mask_transformer", "linear", *SETR_TYPES)
+# What superpatches are embedded as, and what patches that shared a token get back; the defaults first.
+SUPERPATCH_EMBEDDINGS = ("projection", "multiscale")
+UNSHARINGS = ("copy", "residual")
 _SETR_OPTIONS = (
     "decoder_hidden_size",
     "decoder_layer_indices",
@@ -203,6 +209,12 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
             `1 - 1 / level**2` of the largest level (0.75 for 2 x 2: every superpatch shared), or what each of several
             levels removes; [`num_shared_superpatches`] says how a single fraction is split. Can be given to each call
             of the model.
+        superpatch_embedding (`str`, *optional*, defaults to `"projection"`):
+            `"projection"`: a superpatch is embedded as a patch of the image at a lower resolution. `"multiscale"`:
+            plus what a projection of its own, which starts at zero, makes of it at the resolution of the level before.
+        unsharing (`str`, *optional*, defaults to `"copy"`):
+            `"copy"`: patches that share a token get what the decoder, or the encoder for a convolutional decoder, gave
+            for it. `"residual"`: plus a residual from the pixels of each patch, with a gate that starts at zero.
         sharing_threshold (`float`, *optional*):
             Instead of a budget: superpatches share a token where the policy's probability of one class is at least
             this, so that images have as few tokens as they need. Can be given to each call of the model.
@@ -281,6 +293,8 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
     use_distillation_token: bool = False
     superpatch_levels: list[int] | tuple[int, ...] = (2,)
     token_reduction: float | int | list[float | int] | tuple[float | int, ...] = 0.3
+    superpatch_embedding: str = "projection"
+    unsharing: str = "copy"
     sharing_threshold: float | int | None = None
     freeze_encoder: bool = False
     use_policy: bool = True
@@ -349,21 +363,17 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
             refuse_outside(self, name, 0, 1)
         refuse_below_zero(self, "layer_norm_eps", "decoder_layer_norm_eps", "initializer_range", "policy_loss_weight")
         refuse_below_zero(self, "auxiliary_loss_weight")
-        if self.decoder_type not in DECODER_TYPES:
-            names = ", ".join(map(repr, DECODER_TYPES))
-            raise ValueError(f"`decoder_type` must be one of {names}, got {self.decoder_type!r}: choose one of them.")
+        refuse_unlisted(self, "decoder_type", DECODER_TYPES)
+        refuse_unlisted(self, "superpatch_embedding", SUPERPATCH_EMBEDDINGS)
+        refuse_unlisted(self, "unsharing", UNSHARINGS)
         if self.decoder_type in SETR_TYPES:
             complete_setr(self)
-        head_counts = ["num_attention_heads"]
+        refuse_indivisible(self, "num_attention_heads")
         if self.decoder_type == "mask_transformer":
             refuse_below_one(self, "decoder_num_hidden_layers", "decoder_num_attention_heads")
-            head_counts.append("decoder_num_attention_heads")
-        for name in head_counts:
-            if self.hidden_size % getattr(self, name):
-                raise ValueError(
-                    f"`hidden_size` ({self.hidden_size}) must be a multiple of `{name}` ({getattr(self, name)})."
-                )
-        self._check_image_size()
+            refuse_indivisible(self, "decoder_num_attention_heads")
+        if self.backbone_config is None:  # upstream takes any
+            check_image_size(self)
         policy_config.check_options()
         self.check_policy_config(policy_config)
 
@@ -371,16 +381,6 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
     def superpatch_size(self) -> int:
         """Side of the smallest superpatches in pixels."""
         return self.superpatch_levels[0] * self.patch_size
-
-    def _check_image_size(self) -> None:
-        if self.backbone_config is not None:
-            return  # upstream takes any
-        sides = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
-        if len(sides) not in (1, 2) or any(side < 1 or side % self.patch_size for side in sides):
-            raise ValueError(
-                f"`image_size` must be one or two (height, width) multiples of `patch_size` ({self.patch_size}), "
-                f"got {self.image_size}."
-            )
 
     def _complete_policy_config(self) -> CtsPolicyConfig:
         defaults: dict[str, Any] = {

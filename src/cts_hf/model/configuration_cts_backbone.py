@@ -62,6 +62,12 @@ def complete_backbone(config: PreTrainedConfig) -> None:
             f"{config.superpatch_levels} and {config.sharing_threshold}: its encoder has the same number of tokens "
             "for all images of a batch. Leave them out, or leave out `backbone_config`."
         )
+    if config.superpatch_embedding != "projection":
+        raise ValueError(
+            f"`superpatch_embedding` must be 'projection' with a `backbone_config`, got "
+            f"{config.superpatch_embedding!r}: its encoder embeds superpatches by its own weights alone. Leave it "
+            "out, or leave out `backbone_config`."
+        )
     if config.image_mean is None and config.image_std is None and config.num_channels == 3:
         config.image_mean, config.image_std = _FAMILIES[model_type]
 

@@ -84,6 +84,31 @@ def refuse_below_zero(config: PreTrainedConfig, *names: str) -> None:
             raise ValueError(f"`{name}` must be a finite number from 0 on, got {value}.")
 
 
+def refuse_unlisted(config: PreTrainedConfig, name: str, values: Sequence[str]) -> None:
+    value = getattr(config, name)
+    if value not in values:
+        names = ", ".join(map(repr, values))
+        raise ValueError(f"`{name}` must be one of {names}, got {value!r}: choose one of them.")
+
+
+def refuse_indivisible(config: PreTrainedConfig, name: str) -> None:
+    """Refuses a number of attention heads that does not divide the width."""
+    if config.hidden_size % getattr(config, name):
+        raise ValueError(
+            f"`hidden_size` ({config.hidden_size}) must be a multiple of `{name}` ({getattr(config, name)})."
+        )
+
+
+def check_image_size(config: PreTrainedConfig) -> None:
+    """Refuses an `image_size` that is not one or two multiples of the patch size."""
+    sides = [config.image_size] if isinstance(config.image_size, int) else list(config.image_size)
+    if len(sides) not in (1, 2) or any(side < 1 or side % config.patch_size for side in sides):
+        raise ValueError(
+            f"`image_size` must be one or two (height, width) multiples of `patch_size` ({config.patch_size}), got "
+            f"{config.image_size}."
+        )
+
+
 def check_levels(levels: Sequence[int], name: str = "levels") -> tuple[int, ...]:
     """Refuses sides of superpatches that do not nest; returns them as a tuple. The name is for the message."""
     is_sequence = isinstance(levels, (tuple, list)) and len(levels) > 0
@@ -192,6 +217,8 @@ def without_defaults(options: dict[str, Any]) -> dict[str, Any]:
     """Options by name without those that older versions lack, where they have their defaults."""
     defaults = {
         "superpatch_levels": (2,),
+        "superpatch_embedding": "projection",
+        "unsharing": "copy",
         "sharing_threshold": None,
         "backbone_config": None,
         "freeze_encoder": False,
@@ -226,6 +253,7 @@ __all__ = [
     "NUM_STAGES_OF_STRIDE",
     "CheckedConfig",
     "channel_values",
+    "check_image_size",
     "check_levels",
     "check_policy_fits",
     "check_reductions",
@@ -234,7 +262,9 @@ __all__ = [
     "complete_normalization",
     "refuse_below_one",
     "refuse_below_zero",
+    "refuse_indivisible",
     "refuse_outside",
     "refuse_unknown_names",
+    "refuse_unlisted",
     "without_defaults",
 ]

@@ -34,12 +34,13 @@ from .modeling_cts_decoder_base import CtsDecoder, crop_map, logits_per_side, un
 from .modeling_cts_decoders import DECODERS
 from .modeling_cts_embeddings import CtsEmbeddings
 from .modeling_cts_grid import PatchGrid
-from .modeling_cts_layers import CtsAttention, CtsLayer, drop_path_schedule, padding_attention_mask
+from .modeling_cts_layers import CtsAttention, CtsLayer, CtsZeroLinear, drop_path_schedule, padding_attention_mask
 from .modeling_cts_layout import choose_layout
 from .modeling_cts_outputs import CtsModelOutput, CtsSemanticSegmenterOutput
 from .modeling_cts_policy import CtsPolicyModel, policy_loss
 from .modeling_cts_targets import IGNORED_TARGET, pad_labels, superpatch_targets
-from .token_sharing import TokenLayout, count_tokens
+from .modeling_cts_unsharing import CtsUnsharingResidual
+from .token_sharing import TokenLayout, count_tokens, is_identity
 
 
 class CtsPreTrainedModel(PreTrainedModel):
@@ -49,7 +50,7 @@ class CtsPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over pixels, not a sum that a trainer could rescale
-    _no_split_modules = ["CtsEmbeddings", "CtsLayer"]  # noqa: RUF012
+    _no_split_modules = ["CtsEmbeddings", "CtsLayer", "CtsUnsharingResidual"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -69,6 +70,10 @@ class CtsPreTrainedModel(PreTrainedModel):
                 init.trunc_normal_(module.distillation_token, mean=0.0, std=std)
         elif isinstance(module, CtsDecoder):
             module.init_own_weights(std)
+        elif isinstance(module, CtsZeroLinear):
+            init.zeros_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
 
     def set_policy(self, policy: CtsPolicyModel) -> None:
         """
@@ -251,6 +256,10 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
             raise ValueError(f"`num_labels` must be at least 2 (background is a class too), got {config.num_labels}.")
         self.cts = CtsModel(config)
         self.decode_head = DECODERS[config.decoder_type](config)
+        self.unsharing_residual = None
+        if config.unsharing == "residual":
+            num_channels = config.hidden_size if self.decode_head.takes_maps else config.num_labels
+            self.unsharing_residual = CtsUnsharingResidual(config, num_channels)
         self.post_init()
 
     @can_return_tuple
@@ -308,9 +317,14 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
             for states in (*(outputs.layer_outputs or ()), outputs.last_hidden_state)
         ]
         with_auxiliary = labels is not None
-        mask = layout.token_mask
+        mask, residual = layout.token_mask, None
+        if self.unsharing_residual is not None and not is_identity(layout):
+            residual = self.unsharing_residual(pixel_values, hidden_states[-1], layout, grid)
         if decode_head.takes_maps:
-            hidden_states = [unshare_to_map(states, layout, grid).contiguous() for states in hidden_states]
+            *earlier, last = hidden_states
+            maps = [unshare_to_map(states, layout, grid) for states in earlier]
+            maps.append(unshare_to_map(last, layout, grid, residual))
+            hidden_states = [states.contiguous() for states in maps]
             mask = grid.mask(grid.levels[0])
         all_logits = decode_head(hidden_states, mask, with_auxiliary, **kwargs)
         if not isinstance(all_logits, list | tuple):
@@ -319,7 +333,9 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
                 "return `(logits,)`."
             )
         if not decode_head.takes_maps:
-            all_logits = [unshare_to_map(logits, layout, grid) for logits in all_logits]
+            logits, *auxiliary = all_logits
+            all_logits = [unshare_to_map(logits, layout, grid, residual)]
+            all_logits += [unshare_to_map(logits, layout, grid) for logits in auxiliary]
         parts = logits_per_side(all_logits[0], grid)
         all_logits = [crop_map(logits, grid) for logits in all_logits]
 

@@ -76,9 +76,17 @@ class CtsDecoder(nn.Module):
         """Initializes parameters that lie in no other module, with `transformers.initialization`."""
 
 
-def unshare_to_map(values: torch.Tensor, layout: TokenLayout, grid: PatchGrid) -> torch.Tensor:
-    """Values of tokens, `(batch_size, num_tokens, dim)`, to a map of patches, `(batch_size, dim, rows, columns)`."""
-    return unshare(values, layout).transpose(1, 2).unflatten(2, grid.shape())
+def unshare_to_map(
+    values: torch.Tensor, layout: TokenLayout, grid: PatchGrid, residual: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    Values of tokens, `(batch_size, num_tokens, dim)`, to a map of patches, `(batch_size, dim, rows, columns)`: that of
+    the token that stands for a patch, plus a residual of patches, `(batch_size, num_patches, dim)`, if there is one.
+    """
+    patches = unshare(values, layout)
+    if residual is not None:
+        patches = patches + residual.to(patches)
+    return patches.transpose(1, 2).unflatten(2, grid.shape())
 
 
 def logits_per_side(logits: torch.Tensor, grid: PatchGrid) -> int:

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from .configuration_cts import CtsConfig
-from .modeling_cts_grid import shrink
+from .modeling_cts_grid import cut_patches, resolutions
+from .modeling_cts_layers import CtsZeroLinear
 from .token_sharing import TokenLayout, is_identity, share
 
 
@@ -25,6 +26,9 @@ class CtsPatchEmbeddings(nn.Module):
     """
     The patch projection. It is linear and takes the pixels of the tokens only, so that dropped patches cost nothing; a
     superpatch of l x l patches is projected as a patch of the image at 1 / l of its resolution.
+
+    With `superpatch_embedding="multiscale"`, the superpatches of each level have a projection besides, which sees them
+    at the resolution of the level before. It starts at zero, as in APT (Choudhury et al., 2025, arXiv 2510.18091).
     """
 
     def __init__(self, config: CtsConfig):
@@ -32,22 +36,33 @@ class CtsPatchEmbeddings(nn.Module):
         self.config = config
         self.patch_size = config.patch_size
         self.projection = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        self.superpatch_projections = None
+        if config.superpatch_embedding == "multiscale":
+            self.superpatch_projections = nn.ModuleList(
+                CtsZeroLinear(config.num_channels * size**2, config.hidden_size, bias=False)
+                for size in self._part_sizes()
+            )
 
     def forward(self, pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-        patches = self._unfold(pixel_values)  # (B, N, C * P * P)
         if is_identity(layout):
-            return self.projection(patches)
-        superpatches, levels = [], self.config.superpatch_levels
-        for finer, level in zip((1, *levels[:-1]), levels, strict=True):
-            pixel_values = shrink(pixel_values, level // finer)
-            superpatches.append(self._unfold(pixel_values))  # (B, N / level ** 2, C * P * P)
-        return self.projection(share(patches, superpatches, layout))
+            return self.projection(cut_patches(pixel_values, self.patch_size))
+        images = resolutions(pixel_values, self.config.superpatch_levels)
+        # (B, N, C * P * P), and (B, N / level ** 2, C * P * P) of each level
+        patches, *superpatches = (cut_patches(image, self.patch_size) for image in images)
+        embeddings = self.projection(share(patches, superpatches, layout))
+        if self.superpatch_projections is None:
+            return embeddings
+        terms = [
+            projection(cut_patches(image, size))
+            for projection, image, size in zip(self.superpatch_projections, images, self._part_sizes(), strict=False)
+        ]
+        of_patches = embeddings.new_zeros(*patches.shape[:2], embeddings.shape[2])
+        return embeddings + share(of_patches, terms, layout)
 
-    def _unfold(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        batch_size, num_channels, height, width = pixel_values.shape
-        rows, columns, size = height // self.patch_size, width // self.patch_size, self.patch_size
-        patches = pixel_values.reshape(batch_size, num_channels, rows, size, columns, size)
-        return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch_size, rows * columns, num_channels * size**2)
+    def _part_sizes(self) -> list[int]:
+        """The side of a superpatch of each level, in pixels of the image at the resolution of the level before."""
+        levels = self.config.superpatch_levels
+        return [self.patch_size * level // finer for finer, level in zip((1, *levels[:-1]), levels, strict=True)]
 
 
 class CtsEmbeddings(nn.Module):

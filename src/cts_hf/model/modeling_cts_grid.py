@@ -13,6 +13,7 @@
 # limitations under the License.
 """The grid of an image: its patches, the superpatches of every level, what of it is padding, and maps on it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -202,6 +203,25 @@ def shrink(pixel_values: torch.Tensor, factor: int) -> torch.Tensor:
     return nn.functional.interpolate(pixel_values, scale_factor=0.5, mode="bilinear", align_corners=False)
 
 
+def resolutions(pixel_values: torch.Tensor, levels: Sequence[int]) -> list[torch.Tensor]:
+    """The images as they are, and for each level l at 1 / l of their resolution."""
+    images = [pixel_values]
+    for finer, level in zip((1, *levels[:-1]), levels, strict=True):
+        images.append(shrink(images[-1], level // finer))
+    return images
+
+
+def cut_patches(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """
+    The pixels of the patches of images whose sides are multiples of `patch_size`, `(batch_size, num_patches,
+    num_channels * patch_size**2)`, in raster order.
+    """
+    batch_size, num_channels, height, width = pixel_values.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = pixel_values.reshape(batch_size, num_channels, rows, patch_size, columns, patch_size)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch_size, rows * columns, num_channels * patch_size**2)
+
+
 def _check_pixel_mask(pixel_mask: torch.Tensor, grid: PatchGrid, image_sizes: torch.Tensor) -> None:
     if not has_values(pixel_mask):
         return
@@ -225,4 +245,12 @@ def _is_within(shapes: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return row_is_real[:, :, None] & column_is_real[:, None, :]
 
 
-__all__ = ["PatchGrid", "blank_padding", "num_cells", "repeat_borders", "shrink"]
+__all__ = [
+    "PatchGrid",
+    "blank_padding",
+    "cut_patches",
+    "num_cells",
+    "repeat_borders",
+    "resolutions",
+    "shrink",
+]

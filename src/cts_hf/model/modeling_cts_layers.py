@@ -121,6 +121,10 @@ class CtsDropPath(nn.Module):
         return f"p={self.drop_prob}"
 
 
+class CtsZeroLinear(nn.Linear):
+    """A linear layer that starts at zero: what it adds to a trained model changes nothing at first."""
+
+
 class CtsLayer(GradientCheckpointingLayer):
     """A pre-norm transformer layer on `hidden_states` of shape `(batch_size, sequence_length, hidden_size)`."""
 
@@ -178,4 +182,4 @@ def drop_path_schedule(rate: float, num_layers: int) -> list[float]:
     return [rate * index / max(num_layers - 1, 1) for index in range(num_layers)]
 
 
-__all__ = ["CtsLayer", "drop_path_schedule", "padding_attention_mask"]
+__all__ = ["CtsLayer", "CtsZeroLinear", "drop_path_schedule", "padding_attention_mask"]

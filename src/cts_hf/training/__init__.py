@@ -10,7 +10,6 @@ from .arguments import (
     PolicySourceArguments,
     SegmenterArguments,
     SuperpatchArguments,
-    check_hub_name,
     settle_precision,
 )
 from .checkpoints import CheckpointFolder
@@ -26,7 +25,7 @@ from .models import (
     refuse_other_normalization,
 )
 from .optimization import build_optimizer, build_scheduler, polynomial_lr
-from .output import check_output, finished_before, is_finished, lock_output
+from .output import check_hub_name, check_output, finished_before, is_finished, lock_output
 from .policy_stage import fit_policy, initial_policy
 from .recipe import parse_recipe, refuse_another_recipe, save_recipe
 from .saving import push_to_hub, save_card, save_model_folder

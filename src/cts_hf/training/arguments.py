@@ -5,13 +5,12 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 
 from ..evaluation.sharing import TokenReduction, is_nothing
-from ..model.configuration_cts import DECODER_TYPES
+from ..model.configuration_cts import DECODER_TYPES, SUPERPATCH_EMBEDDINGS, UNSHARINGS
 from ..model.configuration_cts_checks import channel_values, check_levels, check_threshold
 from ..model.token_sharing import check_token_reduction
 from .data_arguments import DataArguments
@@ -135,28 +134,6 @@ def settle_precision(args: OptimizationArguments) -> None:
     args.mixed_precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 
 
-def check_hub_name(args: OptimizationArguments) -> None:
-    """
-    Refuses to upload to a repository that cannot exist, before anything is trained.
-
-    Args:
-        args: `output_dir` must be set.
-
-    Raises:
-        ValueError: neither `hub_model_id` nor the name of `output_dir` can be the name of a repository.
-    """
-    if not args.push_to_hub:
-        return
-    name = args.hub_model_id or Path(args.output_dir).resolve().name
-    try:
-        validate_repo_id(name)
-    except ValueError as error:
-        raise ValueError(
-            f"`hub_model_id`, or else the last part of `output_dir`, must be a name that a repository on the Hub can "
-            f"have, got {name!r} ({error}): pass --hub_model_id NAME or --hub_model_id OWNER/NAME."
-        ) from error
-
-
 @dataclass
 class PolicyOptimizationArguments(OptimizationArguments):
     """The same, with the defaults of the paper's policy training."""
@@ -194,6 +171,18 @@ class ModelArguments:
     decoder_hidden_size: int = option(256, "Channels of SETR's decoders.")
     decoder_num_hidden_layers: int = option(2, "Layers of the mask transformer.")
     decoder_dropout_prob: float = option(0.1, "Dropout in the mask transformer.")
+    unsharing: str | None = option(
+        None,
+        "What patches that shared a token get: a copy, or also a residual of their own, which starts at zero. If "
+        "unset, as the model has it, else 'copy'.",
+        choices=list(UNSHARINGS),
+    )
+    superpatch_embedding: str | None = option(
+        None,
+        "What superpatches are embedded by: the projection of patches, or also one of their own, which starts at "
+        "zero. If unset, as the model has it, else 'projection'.",
+        choices=list(SUPERPATCH_EMBEDDINGS),
+    )
     backbone_weights: str | None = option(None, "ViT or DeiT weights of timm or transformers, local or on the Hub.")
     image_mean: list[float] | None = option(
         None,

@@ -5,6 +5,7 @@
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from ..conversion.backbones import backbone_normalization, load_backbone, load_backbone_config, load_encoder_config
 from ..conversion.converters import load_policy_backbone, load_vit_weights
@@ -35,6 +36,12 @@ ARCHITECTURE = (
     "decoder_hidden_size",
     "decoder_num_hidden_layers",
 )
+# Options that a trained model can be given but not lose, and the prefix of the weights that come with them, which
+# start so that outputs are the same.
+ADDITIONS = {
+    "unsharing": "unsharing_residual.",
+    "superpatch_embedding": "cts.embeddings.patch_embeddings.superpatch_projections.",
+}
 # Weights with a row or an entry for each class.
 CLASSIFIERS = (
     "decode_head.class_embeddings",
@@ -42,6 +49,7 @@ CLASSIFIERS = (
     "decode_head.classifier",
     "decode_head.head.classifier",
     "decode_head.auxiliary_heads.",
+    "unsharing_residual.output_projection",
 )
 
 
@@ -156,6 +164,7 @@ def _training_options(
         "superpatch_levels": args.levels,
         "token_reduction": args.token_reduction,
         "sharing_threshold": args.sharing_threshold,
+        **{name: value for name in ADDITIONS if (value := getattr(args, name)) is not None},
         "freeze_encoder": args.freeze_encoder,
         "policy_loss_weight": source_args.policy_loss_weight,
         "semantic_loss_ignore_index": IGNORE_INDEX,
@@ -168,9 +177,21 @@ def adopt_architecture(args: ModelArguments) -> None:
     """
     Gives the options of the architecture the values of `args.model` or `args.backbone`, if there is one; its levels of
     superpatches only where the options have none, as a trained model takes others.
+
+    Raises:
+        ValueError: options that would lose weights of `args.model`.
     """
     if args.model:
         config, names = load_config(args.model), ARCHITECTURE
+        for name in ADDITIONS:
+            value, recorded = getattr(args, name), getattr(config, name)
+            if recorded != getattr(CtsConfig, name):
+                if value not in (None, recorded):
+                    raise ValueError(
+                        f"`{name}` must be {recorded!r}, as {args.model} was trained with it, got {value!r}: leave it "
+                        "out, as the model would lose these weights."
+                    )
+                setattr(args, name, recorded)
     elif args.backbone:
         config = CtsConfig(backbone_config=load_backbone_config(args.backbone))
         names = tuple(name for name in ARCHITECTURE if not name.startswith("decoder_"))
@@ -224,9 +245,11 @@ def build_segmenter(
         image_size: height and width of training crops in pixels.
 
     Raises:
-        ValueError: a joint training without sharing, where the policy would have no gradient; or a model that cannot
-            be trained on with these options.
+        ValueError: weights that would have no gradient: those of sharing, or of a policy that is trained jointly, in
+            training without sharing, and those of a new embedding in a frozen encoder; or a model that cannot be
+            trained on with these options.
     """
+    _refuse_idle_additions(args)
     if source_args.policy_loss_weight > 0 and not args.shares_tokens:
         raise ValueError(
             f"policy_loss_weight is {source_args.policy_loss_weight} and token_reduction 0, at which the policy is "
@@ -252,11 +275,39 @@ def build_segmenter(
     return model
 
 
+def _added(args: ModelArguments) -> dict[str, str]:
+    """The options by name whose weights are new: `args.model`, if there is one, has none."""
+    earlier = load_config(args.model) if args.model else CtsConfig
+    values = {name: getattr(args, name) for name in ADDITIONS}
+    return {name: value for name, value in values.items() if value not in (None, getattr(earlier, name))}
+
+
+def _refuse_idle_additions(args: ModelArguments) -> None:
+    """Refuses options whose weights training would leave as they are."""
+    for name in ADDITIONS:
+        value, default = getattr(args, name), getattr(CtsConfig, name)
+        if value not in (None, default) and not args.shares_tokens:
+            raise ValueError(
+                f"`token_reduction` must be above 0 to train a model with {name} {value!r}, got 0: its weights have a "
+                "part in sharing alone."
+            )
+    if args.freeze_encoder and "superpatch_embedding" in _added(args):
+        raise ValueError(
+            "`superpatch_embedding` must be 'projection' where `freeze_encoder` is set, got "
+            f"{args.superpatch_embedding!r}: its weights would stay at zero. Leave out one of the two."
+        )
+
+
 def _load_segmenter(
     args: ModelArguments, source_args: PolicySourceArguments, data: SegmentationData
 ) -> CtsForSemanticSegmentation:
-    options = _training_options(args, source_args, data)
-    model = load_segmenter(args.model, ignore=CLASSIFIERS, dtype=torch.float32, **options)
+    options, added = _training_options(args, source_args, data), _added(args)
+    new = tuple(ADDITIONS[name] for name in added)
+    model = load_segmenter(args.model, ignore=CLASSIFIERS, new=new, dtype=torch.float32, **options)
+    for name, value in added.items():
+        PartialState().print(
+            f"{args.model} has no weights for {name} {value!r}: they are new, and start so that they change nothing."
+        )
     check_normalization(model.config, load_processor(args.model))
     refuse_other_normalization(args, model.config)
     return model

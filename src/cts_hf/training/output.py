@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from accelerate import Accelerator
+from huggingface_hub.utils import validate_repo_id
 
 from ..hub.output_folder import UNFINISHED, OutputFolder
 from ..hub.publishing import CODE_FILES, WEIGHT_FILES
-from .arguments import OptimizationArguments, check_hub_name
+from .arguments import OptimizationArguments
 from .checkpoints import CHECKPOINT_FILES, CHECKPOINTS, CheckpointFolder
 from .recipe import RECIPE_FILE
 
@@ -106,6 +107,28 @@ def check_output(
     _refuse_inside_data(args.output_dir, data_dir)
     for subfolder in subfolders:
         _refuse_own_sources(args.output_dir, sources, subfolder)
+
+
+def check_hub_name(args: OptimizationArguments) -> None:
+    """
+    Refuses to upload to a repository that cannot exist, before anything is trained.
+
+    Args:
+        args: `output_dir` must be set.
+
+    Raises:
+        ValueError: neither `hub_model_id` nor the name of `output_dir` can be the name of a repository.
+    """
+    if not args.push_to_hub:
+        return
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    try:
+        validate_repo_id(name)
+    except ValueError as error:
+        raise ValueError(
+            f"`hub_model_id`, or else the last part of `output_dir`, must be a name that a repository on the Hub can "
+            f"have, got {name!r} ({error}): pass --hub_model_id NAME or --hub_model_id OWNER/NAME."
+        ) from error
 
 
 def _refuse_own_sources(output_dir: str | Path, sources: Mapping[str, str | None], subfolder: str) -> None:
