@@ -1,13 +1,12 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
 
-from types import SimpleNamespace
-
 import pytest
 from PIL import Image
 
 from cts_hf import CtsImageProcessor
 from cts_hf.data import load_scenes
+from cts_hf.training import SegmentationTask
 from cts_hf.training.report import draw_prediction, report_segmenter, sharings_to_compare
 
 from ..helpers.models import tiny_model
@@ -24,9 +23,7 @@ def data():
 @pytest.fixture
 def task(data):
     model = tiny_model(num_labels=data.num_classes)
-    return SimpleNamespace(
-        model=model, processor=CtsImageProcessor(size={"shortest_edge": 64}), eval_dataset=data.validation
-    )
+    return SegmentationTask(model, CtsImageProcessor(size={"shortest_edge": 64}), data.validation, ())
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from ..hub.sharing_folder import shares_tokens
 from ..model.configuration_cts import CtsConfig
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_encoders import encoder_config, patch_height_and_width
+from ..model.modeling_cts_policy import CtsPolicyModel
 from .windows import Box, InferenceOptions
 
 
@@ -219,31 +220,60 @@ def load_any(source: str | Path, policy: str | Path | None = None) -> tuple[Segm
         if policy is not None:
             model.set_policy(load_policy_folder(policy).eval())
         return model, processor
-    try:
-        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{source} must hold the image processor of its model, got none that can be read ({first_line(error)}): "
-            "save it there with its `save_pretrained`."
-        ) from error
+    model, processor = load_with_policy(source, policy)
+    return ExistingSegmenter(model, processor), processor
+
+
+def load_with_policy(
+    source: str | Path, policy: CtsPolicyModel | str | Path | None = None, ignore: tuple[str, ...] = (), **options: Any
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """
+    Opens a model of transformers, which shares tokens as [`load_any`] says, and its image processor.
+
+    Args:
+        source (`str` or `Path`): Folder, or id of a repository on the Hub.
+        policy ([`CtsPolicyModel`], `str` or `Path`, *optional*): As for [`load_any`].
+        ignore (`tuple[str, ...]`): Prefixes of weights that may be misshaped, and are then random ones.
+        options: As for `from_pretrained` of the model.
+
+    Raises:
+        FileNotFoundError, ValueError: If one of them is missing, incomplete, of another kind, or does not fit.
+    """
+    processor = load_existing_processor(source)
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    model = load_existing(source)
+    model = load_existing(source, ignore, **options)
     if not shares_tokens(model):
         budget = {} if policy is not None else {"token_reduction": 0.0}
         apply_cts(model, policy, image_mean=mean, image_std=std, **budget)
     elif policy is not None:
         token_reduction = model.token_sharing.token_reduction
         apply_cts(remove_cts(model), policy, token_reduction, image_mean=mean, image_std=std)
-    return ExistingSegmenter(model, processor), processor
+    return model, processor
+
+
+def load_existing_processor(source: str | Path) -> BaseImageProcessor:
+    """The image processor in a folder or repository of a model of transformers; `FileNotFoundError` if it has none."""
+    try:
+        return AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{source} must hold the image processor of its model, got none that can be read ({first_line(error)}): "
+            "save it there with its `save_pretrained`."
+        ) from error
 
 
 def _check_model(model: PreTrainedModel) -> None:
-    kind = type(model).__name__
     if not isinstance(getattr(model, "token_sharing", None), TokenSharing):
         raise ValueError(
-            f"`model` must be a Segmenter of this package or share tokens by `apply_cts`, got a {kind} that does not: "
-            "call `apply_cts`, with `token_reduction=0` to evaluate it as it is."
+            f"`model` must be a Segmenter of this package or share tokens by `apply_cts`, got a "
+            f"{type(model).__name__} that does not: call `apply_cts`, with `token_reduction=0` to evaluate it as it "
+            "is."
         )
+    check_makes_label_maps(type(model).__name__)
+
+
+def check_makes_label_maps(kind: str) -> None:
+    """Refuses the name of a class of transformers whose models are not for semantic or universal segmentation."""
     known = {
         *MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.values(),
         *MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES.values(),
@@ -278,4 +308,13 @@ def _check_processor(processor: BaseImageProcessor, sharing: TokenSharing) -> No
         )
 
 
-__all__ = ["LOGITS", "ExistingSegmenter", "Segmenter", "as_segmenter", "load_any"]
+__all__ = [
+    "LOGITS",
+    "ExistingSegmenter",
+    "Segmenter",
+    "as_segmenter",
+    "check_makes_label_maps",
+    "load_any",
+    "load_existing_processor",
+    "load_with_policy",
+]

@@ -3,6 +3,7 @@
 """Opening models of transformers, whoever saved them."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
@@ -12,13 +13,15 @@ from ..hub.sharing_folder import OPTIONS_FILE, SHARING, model_class
 from .saving import load_cts
 
 
-def load_existing(source: str | Path) -> PreTrainedModel:
+def load_existing(source: str | Path, ignore: tuple[str, ...] = (), **options: Any) -> PreTrainedModel:
     """
     Opens a model of transformers, complete and with finite weights: one that shares tokens if `save_cts` wrote it, and
     a plain one otherwise.
 
     Args:
         source (`str` or `Path`): Folder, or id of a repository on the Hub.
+        ignore (`tuple[str, ...]`): Prefixes of weights that may be misshaped, and are then random ones.
+        options: As for `from_pretrained` of the model.
 
     Raises:
         FileNotFoundError: If there is no such folder or repository, or it lacks a configuration or weights.
@@ -28,8 +31,8 @@ def load_existing(source: str | Path) -> PreTrainedModel:
     try:
         cached_file(source, f"{SHARING}/{OPTIONS_FILE}")
     except OSError:
-        return load_complete(model_class(config, source), source, use_safetensors=True)
-    return load_cts(source)
+        return load_complete(model_class(config, source), source, ignore, use_safetensors=True, **options)
+    return load_cts(source, ignore=ignore, **options)
 
 
 __all__ = ["load_existing"]

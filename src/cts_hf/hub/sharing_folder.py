@@ -128,13 +128,14 @@ def write_sharing_model(model: PreTrainedModel, folder: str | Path) -> None:
 
 
 def load_sharing_model(
-    source: str | Path, **options: Any
+    source: str | Path, ignore: tuple[str, ...] = (), **options: Any
 ) -> tuple[PreTrainedModel, CtsPolicyModel | None, SharingOptions]:
     """
     Opens what [`write_sharing_model`] wrote: the plain model and the policy, each complete and with finite weights.
 
     Args:
         source (`str` or `Path`): Folder, or id of a repository on the Hub.
+        ignore (`tuple[str, ...]`): Prefixes of weights that may be misshaped, and are then random ones.
         options: As for `from_pretrained` of the model. The policy comes from the same revision and cache.
 
     Returns:
@@ -154,7 +155,7 @@ def load_sharing_model(
     sharing, commit = _read_sharing_options(source, options)
     if commit is not None:
         options["revision"] = commit  # what is uploaded in the meantime is not mixed in
-    model = load_complete(model_class(config, source), source, use_safetensors=True, **options)
+    model = load_complete(model_class(config, source), source, ignore, use_safetensors=True, **options)
     return model, _load_policy(source, options) if sharing.has_policy else None, sharing
 
 

@@ -151,8 +151,9 @@ class ModelArguments:
 
     model: str | None = option(
         None,
-        "Trained Segmenter to start from, local or on the Hub: its architecture, weights and policy; its classifier "
-        "if there are as many classes. Options of the architecture are then the model's own.",
+        "Trained Segmenter, or model of transformers (BEiT, DPT, UperNet, EoMT, ...), to start from, local or on the "
+        "Hub: its architecture, weights and policy; its classifier if there are as many classes. Options of the "
+        "architecture are then the model's own.",
     )
     backbone: str | None = option(
         None,

@@ -12,6 +12,7 @@ from ..data import SegmentationData, StreamingSamples, TrainingSamples, TrainTra
 from ..data.arguments import DatasetArguments
 from ..data.transforms import Transform
 from ..evaluation.windows import InferenceOptions
+from ..hub.normalization import Normalization
 from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
 from .options import FROM_1, PIXELS, THREADS, option, refuse_outside
 
@@ -29,7 +30,9 @@ class DataArguments(DatasetArguments):
     eval_stride: int | None = option(None, "Pixels between windows, the window itself by default.")
     max_eval_samples: int | None = option(None, "Evaluate on the first images only.")
 
-    crop_size: int = option(512, "Height and width of training crops, in pixels.")
+    crop_size: int = option(
+        512, "Height and width of training crops, in pixels. For a model of transformers, its own if this is 512."
+    )
     base_size: list[int] | None = option(
         None,
         "Long and short edge, in pixels, of scale 1, 4 * crop_size and crop_size if unset. Images are evaluated with "
@@ -66,8 +69,8 @@ class DataArguments(DatasetArguments):
         """A short name of the data set, for folders and titles."""
         return Path(self.dataset or self.data_dir or "scenes").name
 
-    def transform(self, config: CtsConfig | CtsPolicyConfig) -> TrainTransform:
-        """The training transform of these options, for a model with this configuration."""
+    def transform(self, config: CtsConfig | CtsPolicyConfig | Normalization) -> TrainTransform:
+        """The training transform of these options, for a model with this configuration or normalization."""
         return TrainTransform(
             self.crop_size,
             base_size=None if self.base_size is None else tuple(self.base_size),

@@ -173,9 +173,10 @@ def _backward(model: nn.Module, batches: list[Batch], task: Task, accelerator: A
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
         # Processes exchange gradients once a step.
         with nullcontext() if index == len(batches) - 1 else accelerator.no_sync(model):
-            outputs = task.forward(model, batch)
-            # The mean over no pixel at all is NaN, which no factor removes.
-            loss = outputs.loss * (count / total) if count else 0 * outputs.logits.sum()
+            if not count:
+                # The mean over no pixel at all is NaN, which no factor removes: any label gives gradients of 0.
+                batch["labels"] = torch.zeros_like(batch["labels"])
+            loss = task.forward(model, batch).loss * (count / total)
             # Processes' gradients are averaged, and should be summed.
             accelerator.backward(loss * accelerator.num_processes)
         step_loss += loss.detach()

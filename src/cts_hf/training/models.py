@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from transformers import PreTrainedConfig
 
 from ..conversion.backbones import backbone_normalization, load_backbone, load_backbone_config, load_encoder_config
 from ..conversion.converters import load_policy_backbone, load_vit_weights
 from ..conversion.normalization import weights_normalization
 from ..data import IGNORE_INDEX, SegmentationData
+from ..evaluation.existing_models import load_existing_processor
 from ..evaluation.sharing import format_reduction
-from ..hub.loading import load_config, load_processor, load_segmenter
-from ..hub.normalization import HALF, Normalization, check_normalization
+from ..hub.loading import is_own_model, load_config, load_processor, load_segmenter
+from ..hub.normalization import HALF, Normalization, check_normalization, processor_normalization
 from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
 from ..model.image_processing_cts import CtsImageProcessor
 from ..model.modeling_cts import CtsForSemanticSegmentation
@@ -56,7 +58,9 @@ CLASSIFIERS = (
 def encoder_normalization(args: ModelArguments) -> Normalization:
     """What the encoder of these options sees images normalized with, known before it is built."""
     known = HALF
-    if args.model:
+    if args.model and not is_own_model(args.model):
+        known = processor_normalization(load_existing_processor(args.model), num_channels=3)
+    elif args.model:
         config = load_config(args.model)
         known = Normalization(config.image_mean, config.image_std)
     elif args.backbone:
@@ -109,13 +113,15 @@ def build_policy(
     return policy
 
 
-def refuse_other_normalization(args: ModelArguments | PolicyArguments, config: CtsConfig | CtsPolicyConfig) -> None:
+def refuse_other_normalization(
+    args: ModelArguments | PolicyArguments, config: CtsConfig | CtsPolicyConfig | Normalization
+) -> None:
     """
     Refuses options that contradict weights which have been trained with another normalization.
 
     Args:
         args: the options.
-        config: of the model that has these weights.
+        config: of the model that has these weights, or what it says of normalization.
     """
     prefix = "policy_" if isinstance(args, PolicyArguments) else ""
     for name in Normalization._fields:
@@ -220,10 +226,19 @@ def adopt_model(superpatch_args: SuperpatchArguments, data_args: DataArguments) 
         return HALF
     encoder = load_encoder_config(source)
     superpatch_args.patch_size = encoder.patch_size
-    if data_args.crop_size == DataArguments.crop_size:
-        size = encoder.image_size
-        data_args.crop_size = size if isinstance(size, int) else min(size)
+    adopt_crop_size(encoder, data_args)
     return backbone_normalization(source, encoder)
+
+
+def adopt_crop_size(encoder: PreTrainedConfig, data_args: DataArguments) -> None:
+    """Makes the image size of an encoder's configuration the size of crops, if that is the default."""
+    if data_args.crop_size == DataArguments.crop_size:
+        data_args.crop_size = shorter_side(encoder)
+
+
+def shorter_side(encoder: PreTrainedConfig) -> int:
+    """The shorter side, in pixels, of the images that an encoder's configuration names."""
+    return encoder.image_size if isinstance(encoder.image_size, int) else min(encoder.image_size)
 
 
 def build_segmenter(
@@ -259,12 +274,7 @@ def build_segmenter(
         model = _load_segmenter(args, source_args, data)
         if policy is not None:
             model.set_policy(policy)
-        if model.cts.policy is None and args.shares_tokens:
-            budget = format_reduction(args.token_reduction)
-            raise ValueError(
-                f"{args.model} has no policy and token_reduction is {budget}: pass --policy FOLDER, "
-                "--policy_epochs to train one first, or --token_reduction 0."
-            )
+        refuse_without_policy(args, model.cts.policy)
         return model
     model = CtsForSemanticSegmentation(segmenter_config(args, policy.config, source_args, data, image_size))
     model.cts.policy.load_state_dict(policy.state_dict())
@@ -273,6 +283,16 @@ def build_segmenter(
     elif args.backbone_weights:
         load_vit_weights(model, args.backbone_weights, image_mean=args.image_mean, image_std=args.image_std)
     return model
+
+
+def refuse_without_policy(args: ModelArguments, policy: CtsPolicyModel | None) -> None:
+    """Refuses to share tokens in a trained model that has no policy."""
+    if policy is None and args.shares_tokens:
+        budget = format_reduction(args.token_reduction)
+        raise ValueError(
+            f"{args.model} has no policy and token_reduction is {budget}: pass --policy FOLDER, --policy_epochs to "
+            "train one first, or --token_reduction 0."
+        )
 
 
 def _added(args: ModelArguments) -> dict[str, str]:

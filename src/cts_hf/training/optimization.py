@@ -11,9 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from .arguments import OptimizationArguments
 
 
-# Of a Segmenter: of its own encoder, or of one of transformers.
-_ENCODER_LAYER = re.compile(r"cts\.(backbone\.)?(encoder\.|model\.)?layers?\.(?P<index>\d+)\.")
-_EMBEDDINGS = re.compile(r"cts\.(backbone\.)?embeddings\.")
+_ENCODER_LAYER = re.compile(r"(encoder\.|model\.)?layers?\.(?P<index>\d+)\.")
 
 
 def build_optimizer(model: nn.Module, args: OptimizationArguments) -> torch.optim.Optimizer:
@@ -21,13 +19,14 @@ def build_optimizer(model: nn.Module, args: OptimizationArguments) -> torch.opti
     SGD with momentum 0.9, or AdamW, of the parameters of `model` that are trained. With `layer_decay`, encoder layers
     and the embeddings below them learn the slower the lower they are, as BEiT's are fine-tuned.
     """
+    prefix = encoder_prefix(model)
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    num_layers = 1 + max((_encoder_layer(name) or 0 for name, _ in model.named_parameters()), default=0)
+    num_layers = 1 + max((_encoder_layer(name, prefix) or 0 for name, _ in model.named_parameters()), default=0)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in trained:
         # As in Segmenter: biases, normalizations, tokens and position embeddings are not pulled to zero.
         is_decayed = parameter.ndim > 1 and not name.endswith(("embeddings", "_token"))
-        layer = _encoder_layer(name)
+        layer = _encoder_layer(name, prefix)
         scale = 1.0 if layer is None else args.layer_decay ** (num_layers - layer)
         groups.setdefault((scale, is_decayed), []).append(parameter)
     # In a fixed order, as a checkpoint of the optimizer has its groups by number.
@@ -44,11 +43,24 @@ def build_optimizer(model: nn.Module, args: OptimizationArguments) -> torch.opti
     return torch.optim.AdamW(options, lr=args.learning_rate)
 
 
-def _encoder_layer(name: str) -> int | None:
+def encoder_prefix(model: nn.Module) -> str | None:
+    """
+    What the names of the encoder's parameters start with, those of its embeddings and layers; empty if the encoder is
+    not a module of its own, and `None` if there is none.
+    """
+    names = (name for name, _ in model.named_modules() if name.rpartition(".")[2] == "embeddings")
+    embeddings = next(names, None)
+    return None if embeddings is None else embeddings.removesuffix("embeddings")
+
+
+def _encoder_layer(name: str, prefix: str | None) -> int | None:
     """The number of the encoder layer, from 1 on, that a parameter is of; 0 for embeddings; `None` for all others."""
+    if prefix is None or not name.startswith(prefix):
+        return None
+    name = name.removeprefix(prefix)
     if match := _ENCODER_LAYER.match(name):
         return int(match["index"]) + 1
-    return 0 if _EMBEDDINGS.match(name) else None
+    return 0 if name.startswith("embeddings.") else None
 
 
 def polynomial_lr(

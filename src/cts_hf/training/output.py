@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from huggingface_hub.utils import validate_repo_id
 
 from ..hub.output_folder import UNFINISHED, OutputFolder
-from ..hub.publishing import CODE_FILES, WEIGHT_FILES
+from ..hub.publishing import CODE_FILES, SHARING_FILES, WEIGHT_FILES
 from .arguments import OptimizationArguments
 from .checkpoints import CHECKPOINT_FILES, CHECKPOINTS, CheckpointFolder
 from .recipe import RECIPE_FILE
@@ -18,7 +18,15 @@ from .recipe import RECIPE_FILE
 
 BEST = "best"
 # What `save_model_folder` writes.
-_MODEL_FILES = (*WEIGHT_FILES, "config.json", "preprocessor_config.json", RECIPE_FILE, "README.md", *CODE_FILES)
+_MODEL_FILES = (
+    *WEIGHT_FILES,
+    "config.json",
+    "preprocessor_config.json",
+    RECIPE_FILE,
+    "README.md",
+    *CODE_FILES,
+    *SHARING_FILES,
+)
 _PATTERNS = (
     *_MODEL_FILES,
     "prediction.png",

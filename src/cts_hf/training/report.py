@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 
 from ..data import SegmentationData
-from ..evaluation.segmentation import of_images
+from ..evaluation.segmentation import PreparedImage, of_images, segment_batches
 from ..evaluation.sharing import Sharing, is_nothing
 from ..evaluation.tables import format_table
 from ..evaluation.visualization import prediction_panel, superpatch_sizes
+from ..evaluation.windows import resized_images
 from ..hub.output_folder import OutputFolder
+from ..model.image_processing_maps_cts import resize_labels
 from .saving import save_card
 from .tasks import SegmentationTask
 
@@ -56,19 +58,27 @@ def report_segmenter(
 
 @torch.no_grad()
 def draw_prediction(task: SegmentationTask, row: dict[str, Any], data: SegmentationData) -> Image.Image:
-    """Image, ground truth, prediction and sharing grid of one row of `data`, at the size that the model sees."""
-    model, processor = task.model.eval(), task.processor
-    inputs = processor(row["image"], segmentation_maps=row["label"], return_tensors="pt")
-    height, width = inputs["pixel_values"].shape[-2:]
-    outputs = model(inputs["pixel_values"].to(model.device))
+    """
+    Image, ground truth, prediction and sharing grid of one row of `data`, at the size that the model sees: of the
+    first window, where its image processor cuts windows.
+    """
+    task.model.eval()
+    segmenter = task.segmenter
+    (pixel_values,) = resized_images(row["image"], task.processor)
+    size = tuple(pixel_values.shape[-2:])
+    (segmentation,) = segment_batches(segmenter, [[PreparedImage(None, [pixel_values], size)]])
+    done = segmentation.passes[0]
+    box = done.windows.boxes[0]
+    part = (slice(box.top, box.bottom), slice(box.left, box.right))
+    labels = resize_labels(torch.from_numpy(np.array(row["label"])), size)
     return prediction_panel(
-        row["image"].resize((width, height)),
-        processor.post_process_semantic_segmentation(outputs, target_sizes=[(height, width)])[0],
-        labels=np.asarray(inputs["labels"][0]),
-        shared_superpatches=of_images(outputs.shared_superpatches, 0),
+        row["image"].resize(size[::-1]).crop((box.left, box.top, box.right, box.bottom)),
+        segmentation.class_ids[part],
+        labels=labels[part],
+        shared_superpatches=of_images(done.shared_superpatches, 0),
         palette=data.palette,
-        superpatch_size=superpatch_sizes(model.config),
-        patch_size=model.config.patch_size,
+        superpatch_size=superpatch_sizes(segmenter.config),
+        patch_size=segmenter.config.patch_size,
         classes=data.classes,
     )
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset
+from safetensors.torch import save
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..data import StreamingSamples, TrainingSamples
+from ..hub.sharing_folder import shares_tokens
 from .arguments import FREE_ON_RESUME, OptimizationArguments
 from .checkpoints import PROGRESS, CheckpointFolder
 from .optimization import set_step
@@ -136,6 +138,10 @@ def describe_data(task: Task, samples: TrainingSamples | StreamingSamples) -> di
         if "name" in rows.column_names:
             names = "\n".join(rows.with_format(None)["name"])
             described["digest of their names"] = hashlib.sha256(names.encode()).hexdigest()[:16]
+    if shares_tokens(task.model) and task.model.token_sharing.policy is not None:
+        # Checkpoints of models of transformers do not hold it.
+        weights = save(task.model.token_sharing.policy.state_dict())
+        described["digest of the policy"] = hashlib.sha256(weights).hexdigest()[:16]
     return described
 
 

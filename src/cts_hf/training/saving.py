@@ -7,32 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..hub.model_card import model_card
 from ..hub.normalization import check_normalization
 from ..hub.output_folder import OutputFolder
 from ..hub.publishing import upload_folder
-from ..model.image_processing_base_cts import CtsImageProcessingMixin
+from ..hub.sharing_folder import shares_tokens, write_sharing_model
 from .recipe import RECIPE_FILE, save_recipe
 
 
 def save_model_folder(
     folder: str | Path,
     model: PreTrainedModel,
-    processor: CtsImageProcessingMixin,
+    processor: BaseImageProcessor,
     arguments: Sequence[Any],
     metrics: dict[str, float],
     title: str | None = None,
     subfolder: str = "",
 ) -> None:
     """
-    Writes a model so that `from_pretrained` and `pipeline` take the folder. A folder that is there already keeps its
-    old files until the new ones are complete.
+    Writes a model so that `from_pretrained` and `pipeline` take the folder, one of transformers as `save_cts` does. A
+    folder that is there already keeps its old files until the new ones are complete.
 
     Args:
         folder: created if it is not there.
-        model: Segmenter or policy.
+        model: Segmenter, policy, or a model of transformers that `apply_cts` has changed.
         processor: its image processor.
         arguments: options dataclasses of the run, for `train.yaml`.
         metrics: numbers for the model card, fractions of 1.
@@ -43,10 +43,14 @@ def save_model_folder(
         ValueError: an image processor that does not normalize as the model's configuration says, files that no run
             wrote in the way, another run that is writing there, or a disk that is full.
     """
-    check_normalization(model.config, processor)
+    if not shares_tokens(model):
+        check_normalization(model.config, processor)
     try:
         with OutputFolder(folder, "training") as output, output.writing(subfolder, last=RECIPE_FILE) as unfinished:
-            model.save_pretrained(unfinished)
+            if shares_tokens(model):
+                write_sharing_model(model, unfinished)
+            else:
+                model.save_pretrained(unfinished)
             processor.save_pretrained(unfinished)
             save_recipe(unfinished, arguments)
             _write_card(unfinished, model, metrics, title, (output.path / subfolder).resolve().name)

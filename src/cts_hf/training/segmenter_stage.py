@@ -7,15 +7,20 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from datasets import Dataset, IterableDataset
 
 from ..data import SegmentationData
+from ..hub.normalization import processor_normalization
+from ..hub.sharing_folder import shares_tokens
+from ..model.modeling_cts_policy import CtsPolicyModel
 from .arguments import SegmenterArguments, settle_precision
 from .checkpoints import CheckpointFolder
+from .existing_models import adopt_existing, build_existing, check_crops, is_existing, predicts_masks
 from .loop import fit
 from .models import adopt_architecture, build_processor, build_segmenter, refuse_other_normalization
 from .output import check_output
 from .policy_stage import initial_policy, train_policy_first
-from .tasks import SegmentationTask
+from .tasks import MaskTask, SegmentationTask
 
 
 def settle_options(arguments: SegmenterArguments) -> None:
@@ -35,7 +40,10 @@ def settle_options(arguments: SegmenterArguments) -> None:
         "policy_weights": policy_args.policy_weights,
     }
     check_output(args, data_args.data_dir, sources, ("", "policy") if policy_source.policy_epochs > 0 else ("",))
-    adopt_architecture(model_args)
+    if is_existing(model_args):
+        adopt_existing(model_args, policy_source, data_args)
+    else:
+        adopt_architecture(model_args)
     settle_precision(args)
 
 
@@ -57,23 +65,47 @@ def train_segmenter(
     eval_rows = data_args.evaluation_rows(data)
     policy = initial_policy(model_args, policy_args, policy_source)
     set_seed(args.seed)  # again, as policies that are loaded and those that are made differ in random numbers
-    model = build_segmenter(model_args, copy.deepcopy(policy), policy_source, data, data_args.crop_size)
-    refuse_other_normalization(policy_args, model.config.policy_config)
-    processor = build_processor(data_args, model.config)
-    task = SegmentationTask(model, processor, eval_rows, arguments, data_args.inference())
-    # A checkpoint of the Segmenter has its policy.
+    task = _build_task(arguments, copy.deepcopy(policy), data, eval_rows)
+    # A checkpoint of a Segmenter has its policy, that of a model of transformers has not.
     is_resumed = args.resume_from_checkpoint and CheckpointFolder(args.output_dir).find(args.resume_from_checkpoint)
-    if policy_source.policy_epochs > 0 and not is_resumed:
+    if policy_source.policy_epochs > 0 and (not is_resumed or shares_tokens(task.model)):
         task.check(accelerator)  # before the policy is trained, not only after it
         trained = train_policy_first(policy, arguments, data)
-        model.cts.policy.load_state_dict(trained.state_dict())
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    samples = data_args.training_samples(data, args.seed, data_args.transform(model.config))
+        task.segmenter.cts.policy.load_state_dict(trained.state_dict())
+    transform = data_args.transform(processor_normalization(task.processor, num_channels=3))
+    samples = data_args.training_samples(data, args.seed, transform)
     task.model = fit(task, samples, args, accelerator, data_args.num_workers)
     if accelerator.is_main_process:
         task.save(Path(args.output_dir), {})
         print(f"The model is in {args.output_dir}.")
+    return task
+
+
+def _build_task(
+    arguments: SegmenterArguments,
+    policy: CtsPolicyModel | None,
+    data: SegmentationData,
+    eval_rows: Dataset | IterableDataset,
+) -> SegmentationTask:
+    data_args, model_args, policy_args, policy_source, args = arguments
+    kind, is_of_transformers = SegmentationTask, is_existing(model_args)
+    if is_of_transformers:
+        model, processor = build_existing(model_args, policy, policy_args, data_args, data)
+        kind = MaskTask if predicts_masks(model) else SegmentationTask
+    else:
+        model = build_segmenter(model_args, policy, policy_source, data, data_args.crop_size)
+        refuse_other_normalization(policy_args, model.config.policy_config)
+        processor = build_processor(data_args, model.config)
+    task = kind(model, processor, eval_rows, arguments, data_args.inference())
+    if args.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise ValueError(
+                f"`gradient_checkpointing` must be False for a {type(model).__name__}, which transformers cannot "
+                "checkpoint, got True: leave it out, and split batches with --gradient_accumulation_steps."
+            )
+        model.gradient_checkpointing_enable()
+    if is_of_transformers:
+        check_crops(task, data_args.crop_size)
     return task
 
 

@@ -11,16 +11,17 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from torch import nn
+from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..data import IGNORE_INDEX
 from ..evaluation.evaluator import evaluate_segmentation, evaluate_sharings, prepared_batches, total_images
+from ..evaluation.existing_models import Segmenter, as_segmenter
 from ..evaluation.metrics import LevelMetrics, PerLevel, policy_scores
 from ..evaluation.sharing import Sharing
 from ..evaluation.windows import InferenceOptions
 from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.image_processing_maps_cts import resize_labels
-from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_grid import PatchGrid
 from ..model.modeling_cts_policy import CtsPolicyModel
 from ..model.modeling_cts_targets import pad_labels, superpatch_targets
@@ -63,10 +64,10 @@ class Task(Protocol):
 
 class SegmentationTask:
     """
-    Training of a Segmenter, with a frozen policy or a jointly trained one.
+    Training of a Segmenter, with a frozen policy or a jointly trained one, or of a model of transformers.
 
     Args:
-        model: the Segmenter.
+        model: the Segmenter, or a model for semantic segmentation that `apply_cts` has changed.
         processor: saved with it, and used in evaluation.
         eval_dataset: rows with image and label.
         arguments: options dataclasses, saved with the model.
@@ -78,8 +79,8 @@ class SegmentationTask:
 
     def __init__(
         self,
-        model: CtsForSemanticSegmentation,
-        processor: CtsImageProcessingMixin,
+        model: PreTrainedModel,
+        processor: BaseImageProcessor,
         eval_dataset: Dataset | IterableDataset,
         arguments: Sequence[Any],
         inference: InferenceOptions | None = None,
@@ -87,12 +88,17 @@ class SegmentationTask:
         self.model, self.processor, self.eval_dataset = model, processor, eval_dataset
         self.arguments, self.inference = arguments, inference
 
+    @property
+    def segmenter(self) -> Segmenter:
+        """The model as evaluation sees it."""
+        return as_segmenter(self.model, self.processor, self.inference or InferenceOptions())
+
     def count(self, batch: Batch) -> int:
         """Number of pixels that are not ignored."""
         return int((batch["labels"] != IGNORE_INDEX).sum())
 
     def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
-        """The outputs of the Segmenter, with the loss of the policy in it if that is trained jointly."""
+        """The outputs of the model, with the loss of the policy in it if that is trained jointly."""
         return model(**batch)
 
     def check(self, accelerator: Accelerator) -> None:
@@ -104,7 +110,7 @@ class SegmentationTask:
 
     def evaluate(self, accelerator: Accelerator) -> dict[str, float]:
         """Mean IoU and the other numbers of `evaluate_sharings`, at the model's budget or threshold, by its policy."""
-        sharing = Sharing.of_model(self.model.config)
+        sharing = Sharing.of_model(self.segmenter.config)
         return _numbers(self.evaluate_sharings([sharing], accelerator, show_progress=False)[0])
 
     def evaluate_sharings(
@@ -124,6 +130,24 @@ class SegmentationTask:
     def save(self, folder: Path, metrics: dict[str, float], subfolder: str = "") -> None:
         """Writes the folder of [`save_model_folder`]."""
         save_model_folder(folder, self.model, self.processor, self.arguments, metrics, subfolder=subfolder)
+
+
+class MaskTask(SegmentationTask):
+    """
+    Training of a model of transformers that predicts masks and the class of each, such as EoMT or Mask2Former: a class
+    of an image is one mask. Pixels that are ignored are in none.
+    """
+
+    def count(self, batch: Batch) -> int:
+        """Number of images. The model itself divides by the number of masks, that of a mean process."""
+        return len(batch["labels"])
+
+    def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
+        """The outputs of the model, with the loss of classes and masks."""
+        labels = batch["labels"]
+        classes = [label[label != IGNORE_INDEX].unique() for label in labels]
+        masks = [(label == ids[:, None, None]).float() for label, ids in zip(labels, classes, strict=True)]
+        return model(batch["pixel_values"], mask_labels=masks, class_labels=classes)
 
 
 class PolicyTask:
