@@ -40,7 +40,7 @@ class CtsPatchEmbeddings(nn.Module):
         if config.superpatch_embedding == "multiscale":
             self.superpatch_projections = nn.ModuleList(
                 CtsZeroLinear(config.num_channels * size**2, config.hidden_size, bias=False)
-                for size in self._part_sizes()
+                for size in self._superpatch_sizes()
             )
 
     def forward(self, pixel_values: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
@@ -52,14 +52,12 @@ class CtsPatchEmbeddings(nn.Module):
         embeddings = self.projection(share(patches, superpatches, layout))
         if self.superpatch_projections is None:
             return embeddings
-        terms = [
-            projection(cut_patches(image, size))
-            for projection, image, size in zip(self.superpatch_projections, images, self._part_sizes(), strict=False)
-        ]
+        projections = zip(self.superpatch_projections, images[:-1], self._superpatch_sizes(), strict=True)
+        terms = [projection(cut_patches(image, size)) for projection, image, size in projections]
         of_patches = embeddings.new_zeros(*patches.shape[:2], embeddings.shape[2])
         return embeddings + share(of_patches, terms, layout)
 
-    def _part_sizes(self) -> list[int]:
+    def _superpatch_sizes(self) -> list[int]:
         """The side of a superpatch of each level, in pixels of the image at the resolution of the level before."""
         levels = self.config.superpatch_levels
         return [self.patch_size * level // finer for finer, level in zip((1, *levels[:-1]), levels, strict=True)]
