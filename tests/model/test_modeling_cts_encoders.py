@@ -151,3 +151,12 @@ def test_a_projection_that_is_replaced_before_a_model_is_exported_is_refused():
     with pytest.raises(ValueError, match="must be that of the last call where a model is compiled or exported"):
         torch.export.export(model, (random_images(),), strict=False)
     assert model(random_images()).num_tokens.tolist() == [46, 46]
+
+
+def test_a_projection_that_returns_no_map_is_refused():
+    model = apply_cts(build_existing("dinov3"), tiny_policy())
+    _, embeddings = find_encoder(model)
+    embeddings.patch_embeddings = torch.nn.Sequential(embeddings.patch_embeddings, torch.nn.Flatten(2))
+    embeddings.patch_embeddings.weight = embeddings.patch_embeddings[0].weight
+    with pytest.raises(ValueError, match=r"must return a map, .* got shape \(2, 32, 64\) from a Sequential"):
+        model(random_images())

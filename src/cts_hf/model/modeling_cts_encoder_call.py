@@ -113,8 +113,8 @@ def begin_call(call: EncoderCall, frame: FrameType | None = None) -> Any:
 
     Args:
         call ([`EncoderCall`]): What begins.
-        frame (`FrameType`, *optional*): Of the function that the call runs in: without it, the call is over. Whoever
-            cannot be sure to end the call gives it, as hooks that do not run where a `KeyboardInterrupt` ends a model.
+        frame (`FrameType`, *optional*): Of the function that the call runs in: once that is left, the call is over.
+            Given where `end_call` may not run, as hooks after a forward do not if a `KeyboardInterrupt` ends it.
     """
     if not torch.compiler.is_compiling():
         if _call.compiling:

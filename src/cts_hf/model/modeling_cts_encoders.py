@@ -234,8 +234,14 @@ class _BeforeEmbeddings:
 
     def after_projection(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         call = current_call()
-        if call is not None and not call.is_projecting:
-            call.begin(module, self.patch_size, args[0], output)
+        if call is None or call.is_projecting:
+            return
+        if output.ndim != 4:
+            raise ValueError(
+                "The projection of patches must return a map, (batch_size, hidden_size, rows, columns), got shape "
+                f"{tuple(output.shape)} from a {type(module).__name__}: replace or wrap the convolution alone."
+            )
+        call.begin(module, self.patch_size, args[0], output)
 
 
 _projection_lock = threading.Lock()
