@@ -100,13 +100,9 @@ class DataArguments(DatasetArguments):
     eval_stride: int | None = option(None, "Pixels between windows, the window itself by default.")
     max_eval_samples: int | None = option(None, "Evaluate on the first images only.")
 
-    crop_size: int = option(
-        512, "Height and width of training crops, in pixels. For a model of transformers, its own if this is 512."
-    )
+    crop_size: int = option(512, "Side of training crops in pixels. 512 is a model of transformers' own image size.")
     base_size: list[int] | None = option(
-        None,
-        "Long and short edge, in pixels, of scale 1, 4 * crop_size and crop_size if unset. Images are evaluated with "
-        "that short edge.",
+        None, "Long and short edge, in pixels, of scale 1 and in evaluation, 4 * crop_size and crop_size if unset."
     )
     scale_range: list[float] = option([0.5, 2.0], "Images are resized by a random factor in this range.")
     max_class_share: float = option(0.75, "A crop is redrawn while one class covers this share of it. 1: never.")
@@ -284,9 +280,8 @@ class ModelArguments:
 
     model: str | None = option(
         None,
-        "Trained Segmenter, or model of transformers (BEiT, DPT, UperNet, EoMT, ...), to start from, local or on the "
-        "Hub: its architecture, weights and policy; its classifier if there are as many classes. Options of the "
-        "architecture are then the model's own.",
+        "Segmenter, or model of transformers such as BEiT's or UperNet, to go on from, local or on the Hub: with its "
+        "architecture, weights and policy; with its classifier if there are as many classes.",
     )
     backbone: str | None = option(
         None,
