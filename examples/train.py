@@ -1,11 +1,12 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Trains a Segmenter with content-aware token sharing, and its policy.
+Trains a Segmenter with content-aware token sharing, and its policy; or a model of transformers that shares tokens.
 
     accelerate launch examples/train.py                                   # the built-in scenes
     accelerate launch examples/train.py --data_dir DIR --policy_epochs 10 # a folder of images and labels
     accelerate launch examples/train.py --data_dir DIR --model MODEL --output_dir TUNED  # from a trained Segmenter
+    accelerate launch examples/train.py --data_dir DIR --model MODEL --policy POLICY # from a model of transformers
     accelerate launch examples/train.py --recipe examples/recipes/ade20k_512_small.yaml --data_dir ADEChallengeData2016
 
 `--help` lists all options; a recipe is a file of them, which the command line overrides.

@@ -151,9 +151,8 @@ class ModelArguments:
 
     model: str | None = option(
         None,
-        "Trained Segmenter, or model of transformers (BEiT, DPT, UperNet, EoMT, ...), to start from, local or on the "
-        "Hub: its architecture, weights and policy; its classifier if there are as many classes. Options of the "
-        "architecture are then the model's own.",
+        "Segmenter, or model of transformers such as BEiT's or UperNet, to go on from, local or on the Hub: with its "
+        "architecture, weights and policy; with its classifier if there are as many classes.",
     )
     backbone: str | None = option(
         None,

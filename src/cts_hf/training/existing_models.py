@@ -132,7 +132,7 @@ def resized_processor(processor: BaseImageProcessor, encoder: Any, data_args: Da
         factor = data_args.shortest_edge / min(size.values())
         options["size"] = {name: round(factor * length) for name, length in size.items()}
     for name, value in (("do_reduce_labels", False), ("ignore_index", IGNORE_INDEX)):
-        if name in options:
+        if hasattr(processor, name):
             options[name] = value
     return type(processor).from_dict(options)
 
