@@ -28,6 +28,7 @@ def test_a_users_model_whose_annotations_cannot_be_read():
     assert torch.equal(remove_cts(model)(images).last_hidden_state, expected.last_hidden_state)
 
 
+@torch.no_grad()
 def test_outputs_that_no_annotation_names_are_made_before_a_model_is_compiled(monkeypatch):
     model, images = build_existing("zoedepth"), random_images()
     returned = type(model(images))
