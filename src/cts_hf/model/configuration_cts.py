@@ -38,7 +38,7 @@ from .configuration_cts_checks import (
     refuse_unlisted,
     without_defaults,
 )
-from .configuration_cts_setr import SETR_TYPES, complete_setr
+from .configuration_cts_setr import SETR_OPTIONS, SETR_TYPES, complete_setr
 
 
 # Where the code saved beside a checkpoint is found, for those who load it without cts_hf.
@@ -53,13 +53,6 @@ DECODER_TYPES = ("mask_transformer", "linear", *SETR_TYPES)
 # What superpatches are embedded as, and what patches that shared a token get back; the defaults first.
 SUPERPATCH_EMBEDDINGS = ("projection", "multiscale")
 UNSHARINGS = ("copy", "residual")
-_SETR_OPTIONS = (
-    "decoder_hidden_size",
-    "decoder_layer_indices",
-    "decoder_num_upsampling_layers",
-    "auxiliary_num_upsampling_layers",
-    "auxiliary_loss_weight",
-)
 
 
 @strict
@@ -328,7 +321,7 @@ class CtsConfig(CheckedConfig, PreTrainedConfig):
         if "superpatch_levels" in options and options["policy_config"] is not None:
             options["policy_config"].setdefault("superpatch_levels", (2,))  # or it would inherit those of the model
         if self.decoder_type in ("mask_transformer", "linear"):
-            for name in _SETR_OPTIONS:
+            for name in SETR_OPTIONS:
                 options.pop(name, None)
         return options
 

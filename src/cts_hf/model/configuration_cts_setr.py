@@ -24,6 +24,14 @@ from .configuration_cts_checks import refuse_below_one
 _LAYERS = {"setr_naive": (10, 15, 20, 24), "setr_pup": (10, 15, 20, 24), "setr_mla": (6, 12, 18, 24)}
 _STAGES = {"setr_naive": 1, "setr_pup": 4, "setr_mla": 1}
 SETR_TYPES = tuple(_LAYERS)
+# Options that only these decoders have.
+SETR_OPTIONS = (
+    "decoder_hidden_size",
+    "decoder_layer_indices",
+    "decoder_num_upsampling_layers",
+    "auxiliary_num_upsampling_layers",
+    "auxiliary_loss_weight",
+)
 
 
 def complete_setr(config: PreTrainedConfig) -> None:
@@ -47,4 +55,4 @@ def complete_setr(config: PreTrainedConfig) -> None:
         )
 
 
-__all__ = ["SETR_TYPES", "complete_setr"]
+__all__ = ["SETR_OPTIONS", "SETR_TYPES", "complete_setr"]
