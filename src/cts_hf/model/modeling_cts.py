@@ -72,8 +72,6 @@ class CtsPreTrainedModel(PreTrainedModel):
             module.init_own_weights(std)
         elif isinstance(module, CtsZeroLinear):
             init.zeros_(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
 
     def set_policy(self, policy: CtsPolicyModel) -> None:
         """
@@ -321,9 +319,8 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
         if self.unsharing_residual is not None and not is_identity(layout):
             residual = self.unsharing_residual(pixel_values, hidden_states[-1], layout, grid)
         if decode_head.takes_maps:
-            *earlier, last = hidden_states
-            maps = [unshare_to_map(states, layout, grid) for states in earlier]
-            maps.append(unshare_to_map(last, layout, grid, residual))
+            maps = [unshare_to_map(states, layout, grid) for states in hidden_states[:-1]]
+            maps.append(unshare_to_map(hidden_states[-1], layout, grid, residual))
             hidden_states = [states.contiguous() for states in maps]
             mask = grid.mask(grid.levels[0])
         all_logits = decode_head(hidden_states, mask, with_auxiliary, **kwargs)
