@@ -179,4 +179,12 @@ def _stay_in_evaluation(module: nn.Module, args: tuple) -> None:
         module.eval()
 
 
-__all__ = ["CLASSIFIERS", "adopt_existing", "build_existing", "check_crops", "is_existing", "predicts_masks"]
+__all__ = [
+    "CLASSIFIERS",
+    "adopt_existing",
+    "build_existing",
+    "check_crops",
+    "is_existing",
+    "predicts_masks",
+    "resized_processor",
+]
