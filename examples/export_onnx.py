@@ -25,7 +25,7 @@ from cts_hf import CtsForSemanticSegmentation
 from cts_hf.benchmark.timing import median_times
 from cts_hf.evaluation.sharing import TokenReduction, check_budget
 from cts_hf.evaluation.tables import format_table
-from cts_hf.export.onnx import OnnxSegmenter, export_onnx
+from cts_hf.export.onnx import OnnxSegmenter, export_onnx, per_level
 from cts_hf.hub.loading import load_config, load_processor, load_segmenter
 from cts_hf.hub.output_folder import OutputFolder
 from cts_hf.hub.publishing import CODE_FILES
@@ -109,13 +109,9 @@ def report_agreement(
         expected, given = model(pixel_values), exported(pixel_values)
     difference = (expected.logits - given.logits).abs().max().item()
     shared = [outputs.shared_superpatches for outputs in (expected, given)]
-    shared = [torch.cat([of_level.flatten() for of_level in _of_levels(each)]) for each in shared]
+    shared = [torch.cat([of_level.flatten() for of_level in per_level(each)]) for each in shared]
     same = (shared[0] == shared[1]).float().mean().item()
     print(f"Beside PyTorch: logits differ by {difference:.1e} at most, {same:.2%} of the superpatches share alike.")
-
-
-def _of_levels(values: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return values if isinstance(values, tuple) else (values,)
 
 
 def report_times(model: CtsForSemanticSegmentation, file: Path, shape: tuple[int, int, int, int], rounds: int) -> None:

@@ -82,8 +82,8 @@ def test_levels_and_a_residual(tmp_path, token_reduction, decoder_type):
     exported = OnnxSegmenter(file)
     assert [output.name for output in exported.session.get_outputs()] == [
         "logits",
-        "shared_superpatches_2",
-        "shared_superpatches_4",
+        "shared_superpatches_2x2",
+        "shared_superpatches_4x4",
     ]
     for batch_size in (1, 3):
         images = random_images(batch_size, 50, 75, seed=batch_size)

@@ -34,8 +34,12 @@ class _Exported(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = self.model(pixel_values, token_reduction=self.token_reduction, return_dict=True)
-        shared = outputs.shared_superpatches
-        return outputs.logits, *(shared if isinstance(shared, tuple) else (shared,))
+        return outputs.logits, *per_level(outputs.shared_superpatches)
+
+
+def per_level(values: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """What a model gives for each level, as a tuple for a single one too."""
+    return values if isinstance(values, tuple) else (values,)
 
 
 @torch.no_grad()
