@@ -24,7 +24,7 @@ ALLOWED = {
     "conversion": {"model", "hub", "data"},
     "evaluation": {"model", "hub", "existing", "data"},
     "training": {"model", "hub", "data", "conversion", "evaluation"},
-    "export": {"model", "hub"},
+    "export": {"model", "hub", "evaluation"},
     "benchmark": {"model", "hub", "existing", "evaluation"},
 }
 # Within functions only: by these lines transformers finds the code of both backends wherever it saves that of one.

@@ -24,6 +24,7 @@ from transformers import HfArgumentParser, PreTrainedModel
 
 from ..evaluation.command_line import print_text
 from ..evaluation.cost import multiply_adds
+from ..evaluation.existing_models import image_size_of
 from ..hub.loading import is_own_model, load_config, load_segmenter
 from ..hub.output_file import prepare_file, written_whole
 from ..model.configuration_cts import CtsConfig
@@ -37,7 +38,6 @@ from .existing import (
     build_existing,
     call_options,
     count_multiply_adds,
-    image_size_of,
     scores_shape,
 )
 from .report import format_report, plot_report
@@ -355,7 +355,7 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
     if isinstance(model, CtsForSemanticSegmentation):
         own_size, own_reduction = model.config.image_height_and_width, model.config.token_reduction
     else:
-        own_size, own_reduction = image_size_of(model), model.token_sharing.token_reduction
+        own_size, own_reduction = image_size_of(model.config), model.token_sharing.token_reduction
     rows = [
         measure(model, token_reduction, size, batch_size, arguments.rounds, arguments.compile)
         for size in [(side, side) for side in arguments.image_size] or [own_size]

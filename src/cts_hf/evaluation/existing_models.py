@@ -78,6 +78,10 @@ class ExistingConfig:
     def num_channels(self) -> int:
         return self.token_sharing.num_channels
 
+    @property
+    def image_height_and_width(self) -> tuple[int, int]:
+        return image_size_of(self.upstream)
+
     def to_diff_dict(self) -> dict[str, Any]:
         return self.upstream.to_diff_dict()
 
@@ -262,6 +266,12 @@ def load_existing_processor(source: str | Path) -> BaseImageProcessor:
         ) from error
 
 
+def image_size_of(config: PreTrainedConfig) -> tuple[int, int]:
+    """Height and width, in pixels, of the images that a configuration of a model of transformers names."""
+    size = (getattr(config, "backbone_config", None) or config).image_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
 def _normalization(processor: BaseImageProcessor) -> tuple[Any, Any]:
     return (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
 
@@ -326,6 +336,7 @@ __all__ = [
     "Segmenter",
     "as_segmenter",
     "check_makes_label_maps",
+    "image_size_of",
     "load_any",
     "load_existing",
     "load_existing_processor",
