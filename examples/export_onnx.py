@@ -1,7 +1,9 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
 """
-Exports a model to ONNX, policy and token sharing included, for one image size and one budget.
+Exports a model to ONNX, policy and token sharing included, for one image size and one budget: a Segmenter, or a model
+of transformers for semantic segmentation (BEiT, Data2Vec, DPT, UperNet), as `save_cts` or its own `save_pretrained`
+wrote it.
 
     pip install -e ".[onnx]"
     python examples/export_onnx.py --model outputs/scenes --output_dir outputs/scenes_onnx
@@ -19,16 +21,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import HfArgumentParser
+from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel
 
-from cts_hf import CtsForSemanticSegmentation
 from cts_hf.benchmark.timing import median_times
+from cts_hf.evaluation.existing_models import ExistingSegmenter, load_with_policy
 from cts_hf.evaluation.sharing import TokenReduction, check_budget
 from cts_hf.evaluation.tables import format_table
-from cts_hf.export.onnx import OnnxSegmenter, export_onnx, per_level
-from cts_hf.hub.loading import load_config, load_processor, load_segmenter
+from cts_hf.export.onnx import OnnxSegmenter, check_exportable, export_onnx, per_level
+from cts_hf.hub.loading import is_own_model, load_config, load_processor, load_segmenter, read_config
 from cts_hf.hub.output_folder import OutputFolder
 from cts_hf.hub.publishing import CODE_FILES
+from cts_hf.hub.sharing_folder import model_class
 from cts_hf.model.token_sharing import check_token_reduction
 
 
@@ -76,17 +79,27 @@ def main() -> None:
         raise SystemExit(
             f"`output_dir` must be another folder than the model's, got {args.output_dir}: choose a new one."
         )
-    levels = load_config(args.model).superpatch_levels  # a wrong path leaves no folder behind
+    levels = (2,)
+    if is_own := is_own_model(args.model):  # a wrong path leaves no folder behind
+        levels = load_config(args.model).superpatch_levels
+    else:
+        check_exportable(model_class(read_config(args.model), args.model).__name__)
     if args.token_reduction is not None:
         check_token_reduction(args.token_reduction, levels)
     with OutputFolder(args.output_dir, "export") as output:
         output.refuse_existing(EXPORTED, args.overwrite_output_dir)
-        model = load_segmenter(args.model, dtype=torch.float32)
+        if is_own:
+            model, processor = load_segmenter(args.model, dtype=torch.float32), load_processor(args.model)
+            config = sharing = model.config
+        else:
+            model, processor = load_with_policy(args.model, dtype=torch.float32)
+            config, sharing = ExistingSegmenter(model, processor).config, model.token_sharing
         if args.token_reduction is not None:
-            model.config.token_reduction, model.config.sharing_threshold = args.token_reduction, None
-        image_size = tuple(args.image_size or model.config.image_height_and_width)
-        processor = load_processor(args.model)
-        processor.do_resize, processor.size = True, {"height": image_size[0], "width": image_size[1]}
+            sharing.token_reduction = args.token_reduction
+            if is_own:
+                sharing.sharing_threshold = None
+        image_size = tuple(args.image_size or config.image_height_and_width)
+        resize_exactly(processor, image_size)
         with output.writing() as unfinished:
             export_onnx(model, unfinished / "model.onnx", image_size, args.batch_size or None)
             model.config.save_pretrained(unfinished)
@@ -95,15 +108,23 @@ def main() -> None:
     print(f"{file} has {file.stat().st_size / 2**20:.1f} MiB.")
 
     # A number of images that it was not exported with, where that is left open.
-    shape = (args.batch_size or 3, model.config.num_channels, *image_size)
+    shape = (args.batch_size or 3, config.num_channels, *image_size)
     report_agreement(model, OnnxSegmenter(file), shape)
     if args.benchmark:
-        report_times(model, file, shape, args.rounds)
+        reductions = sharing.token_reduction
+        fewer = sum(reductions) if isinstance(reductions, tuple) else reductions
+        report_times(model, file, shape, args.rounds, fewer)
 
 
-def report_agreement(
-    model: CtsForSemanticSegmentation, exported: OnnxSegmenter, shape: tuple[int, int, int, int]
-) -> None:
+def resize_exactly(processor: BaseImageProcessor, image_size: tuple[int, int]) -> None:
+    """Makes an image processor resize all images to one size."""
+    processor.do_resize, processor.size = True, {"height": image_size[0], "width": image_size[1]}
+    for name, value in (("keep_aspect_ratio", False), ("ensure_multiple_of", 1)):  # of DPT
+        if hasattr(processor, name):
+            setattr(processor, name, value)
+
+
+def report_agreement(model: PreTrainedModel, exported: OnnxSegmenter, shape: tuple[int, int, int, int]) -> None:
     pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, given = model(pixel_values), exported(pixel_values)
@@ -114,7 +135,9 @@ def report_agreement(
     print(f"Beside PyTorch: logits differ by {difference:.1e} at most, {same:.2%} of the superpatches share alike.")
 
 
-def report_times(model: CtsForSemanticSegmentation, file: Path, shape: tuple[int, int, int, int], rounds: int) -> None:
+def report_times(
+    model: PreTrainedModel, file: Path, shape: tuple[int, int, int, int], rounds: int, fewer: float
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "plain.onnx"
         export_onnx(model, plain, shape[2:], shape[0], token_reduction=0)
@@ -125,8 +148,6 @@ def report_times(model: CtsForSemanticSegmentation, file: Path, shape: tuple[int
             "ONNX Runtime": OnnxSegmenter(file),
         }
         times = median_times(runtimes, shape, rounds)
-    reductions = model.config.token_reduction
-    fewer = sum(reductions) if isinstance(reductions, tuple) else reductions
     print(f"Median of {rounds} calls, {torch.get_num_threads()} threads, {fewer:.1%} fewer tokens, images {shape}:")
     rows = [(name, f"{time:.1f}", f"{times['PyTorch'] / time:.2f}") for name, time in times.items()]
     print(format_table(("", "ms", "times as fast as PyTorch"), rows))

@@ -6,15 +6,17 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 
-from cts_hf import CtsImageProcessor
+from cts_hf import CtsImageProcessor, load_cts
 from cts_hf.export.onnx import OnnxSegmenter, export_onnx
 
-from ..helpers.models import tiny_model
+from ..helpers.existing_models import build_processor, save_existing
+from ..helpers.models import tiny_model, tiny_policy
 from ..helpers.scripts import run_main
 
 
@@ -87,6 +89,51 @@ def test_export_and_use(monkeypatch, capsys, tmp_path, levels, token_reduction):
     ]
     assert segmentations[0].shape == (77, 123)
     assert (segmentations[0] == segmentations[1]).float().mean() > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpt_segmentation", "upernet_dinov2"])
+def test_models_of_transformers_are_exported_with_their_image_processor(monkeypatch, capsys, tmp_path, name):
+    pytest.importorskip("onnxscript", reason="ONNX export needs `pip install onnx onnxscript onnxruntime`")
+    pytest.importorskip("onnxruntime")
+    source, target = (
+        save_existing(tmp_path / "model", name, policy=tiny_policy(), token_reduction=0.4),
+        tmp_path / "exported",
+    )
+    if name == "dpt_segmentation":
+        build_processor(name, keep_aspect_ratio=True, ensure_multiple_of=32).save_pretrained(source)
+    run_main(monkeypatch, "export_onnx.py", model=source, output_dir=target, benchmark=True, rounds=1)
+    printed = capsys.readouterr().out
+    difference = re.search(r"logits differ by (\S+) at most, 100.00% of the superpatches share alike", printed)
+    assert float(difference[1]) < 0.01  # of more than a thousand
+    assert "40.0% fewer tokens, images (1, 3, 64, 64)" in printed
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (77, 123, 3), dtype=np.uint8))
+    processor = AutoImageProcessor.from_pretrained(target)
+    inputs = processor(image, return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 64, 64)
+    outputs = OnnxSegmenter(target / "model.onnx")(**inputs)
+    with torch.no_grad():
+        expected = load_cts(source)(**inputs)
+    segmentations = [
+        processor.post_process_semantic_segmentation(each, [(77, 123)])[0] for each in (outputs, expected)
+    ]
+    assert segmentations[0].shape == (77, 123)
+    assert (segmentations[0] == segmentations[1]).float().mean() > 0.99
+
+
+def test_models_that_cannot_be_exported_leave_no_folder(monkeypatch, tmp_path):
+    source = save_existing(tmp_path / "model", "eomt")
+    with pytest.raises(ValueError, match=r"got a EomtForUniversalSegmentation: .* are not exported"):
+        run_main(monkeypatch, "export_onnx.py", model=source, output_dir=tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_a_plain_model_of_transformers_is_exported_without_sharing_only(monkeypatch, tmp_path):
+    pytest.importorskip("onnxscript", reason="ONNX export needs `pip install onnx onnxscript onnxruntime`")
+    source = save_existing(tmp_path / "model", "upernet_dinov2")
+    with pytest.raises(ValueError, match="shares tokens without a policy"):
+        run_main(monkeypatch, "export_onnx.py", model=source, output_dir=tmp_path / "out", token_reduction=0.3)
 
 
 def test_the_model_itself_is_not_overwritten(monkeypatch, tmp_path):

@@ -4,9 +4,11 @@
 import pytest
 import torch
 
+from cts_hf import apply_cts
 from cts_hf.export.onnx import OPSET_VERSION, OnnxSegmenter, export_onnx, per_level
 
-from ..helpers.models import TINY_BACKBONE, random_images, tiny_model
+from ..helpers.existing_models import build_existing
+from ..helpers.models import TINY_BACKBONE, random_images, tiny_model, tiny_policy
 from ..model.test_modeling_cts_layout import levels_model
 from ..model.test_modeling_cts_unsharing import trained
 
@@ -99,6 +101,55 @@ def test_equal_scores_share_in_raster_order(tmp_path):
     exported = OnnxSegmenter(export(tmp_path, model))
     shared = assert_equal(model, exported, random_images(1)).shared_superpatches.flatten()
     assert shared[: shared.sum()].all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "image_size"),
+    [
+        ("beit_segmentation", (72, 56)),  # an odd grid
+        ("data2vec_segmentation", None),
+        ("dpt_segmentation", None),
+        ("upernet_dinov2", (48, 100)),
+    ],
+)
+def test_models_of_transformers(tmp_path, name, image_size):
+    model = apply_cts(build_existing(name), tiny_policy(), token_reduction=0.3)
+    exported = OnnxSegmenter(export(tmp_path, model, image_size=image_size, batch_size=None))
+    for batch_size in (1, 3):
+        images = random_images(batch_size, *(image_size or (64, 64)), seed=batch_size)
+        with torch.no_grad():
+            expected = model(images)
+        given = exported(images)
+        assert torch.equal(given.shared_superpatches, expected.shared_superpatches)
+        assert expected.shared_superpatches.any()
+        # In float32, whose rounding grows with the values, which are large in these random models.
+        scale = expected.logits.abs().max().item()
+        torch.testing.assert_close(given.logits, expected.logits, atol=1e-5 * scale, rtol=0)
+
+
+@pytest.mark.slow
+def test_any_number_of_images_is_refused_where_pytorch_fixes_it(tmp_path, monkeypatch):
+    torch_export = torch.onnx.export
+    monkeypatch.setattr(
+        torch.onnx, "export", lambda *args, **options: torch_export(*args, **options | {"dynamic_shapes": None})
+    )
+    with pytest.raises(ValueError, match="`batch_size` must be a number for this CtsForSemanticSegmentation"):
+        export(tmp_path, tiny_model(), batch_size=None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["eomt", "mask2former", "dpt_depth", "dinov2"])
+def test_models_without_logits_of_classes_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"`model` must be one for semantic segmentation, .* are not exported"):
+        export(tmp_path, apply_cts(build_existing(name), tiny_policy()))
+
+
+def test_models_that_share_no_tokens_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"`model` must share tokens, got a BeitForSem.* call `apply_cts`"):
+        export(tmp_path, build_existing("beit_segmentation"))
+    with pytest.raises(ValueError, match="shares tokens without a policy"):
+        export(tmp_path, apply_cts(build_existing("beit_segmentation")))
 
 
 def test_bad_options(tmp_path):

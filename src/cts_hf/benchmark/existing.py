@@ -136,13 +136,6 @@ def build_existing(
     return apply_cts(model.eval(), policy, token_reduction)
 
 
-def image_size_of(model: PreTrainedModel) -> tuple[int, int]:
-    """Height and width, in pixels, that a model's configuration names."""
-    encoder = getattr(model.config, "backbone_config", None) or model.config
-    size = encoder.image_size
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
 def call_options(model: PreTrainedModel) -> dict[str, Any]:
     """What a model must be told to take images of any size."""
     parameters = inspect.signature(type(model).forward).parameters
@@ -184,6 +177,5 @@ __all__ = [
     "build_existing",
     "call_options",
     "count_multiply_adds",
-    "image_size_of",
     "scores_shape",
 ]

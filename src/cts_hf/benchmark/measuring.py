@@ -24,13 +24,14 @@ from transformers import HfArgumentParser
 from ..evaluation.command_line import print_text
 from ..evaluation.cost import multiply_adds
 from ..evaluation.prediction import find_images
+from ..hub.loading import image_size_of
 from ..hub.output_file import prepare_file, written_whole
 from ..model.image_processing_label_maps_cts import upsampled_argmax
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from .arguments import BenchmarkArguments
 from .building import build_end_to_end, build_model, has_random_weights
 from .end_to_end import EndToEnd
-from .existing import count_multiply_adds, image_size_of
+from .existing import count_multiply_adds
 from .inputs import Batch, Model, Reduction, draw_batches, policy_of
 from .presets import PRESETS
 from .report import format_report, plot_report
@@ -216,7 +217,7 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
     model = build_model(arguments)
     own_batch_size = PRESETS[arguments.preset].batch_size if arguments.preset in PRESETS else 1
     is_own, is_random = isinstance(model, CtsForSemanticSegmentation), has_random_weights(arguments)
-    own_size = model.config.image_height_and_width if is_own else image_size_of(model)
+    own_size = model.config.image_height_and_width if is_own else image_size_of(model.config)
     sharing = list(_sharing(arguments, model, is_random))
     end_to_end = build_end_to_end(arguments, model) if arguments.end_to_end else None
     rows = [

@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 from ..existing.apply import apply_cts, remove_cts
 from ..existing.loading import load_existing
 from ..existing.sharing import TokenSharing
-from ..hub.loading import is_own_model, load_policy_folder, load_processor, load_segmenter
+from ..hub.loading import image_size_of, is_own_model, load_policy_folder, load_processor, load_segmenter
 from ..hub.normalization import Normalization, processor_normalization
 from ..hub.problems import first_line
 from ..hub.sharing_folder import shares_tokens
@@ -79,6 +79,10 @@ class ExistingConfig:
     @property
     def num_channels(self) -> int:
         return self.token_sharing.num_channels
+
+    @property
+    def image_height_and_width(self) -> tuple[int, int]:
+        return image_size_of(self.upstream)
 
     def to_diff_dict(self) -> dict[str, Any]:
         return self.upstream.to_diff_dict()

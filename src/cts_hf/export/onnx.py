@@ -16,8 +16,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
+from ..hub.loading import image_size_of
 from ..hub.output_folder import UNFINISHED
+from ..hub.sharing_folder import shares_tokens
 from ..model.modeling_cts import CtsForSemanticSegmentation, CtsSemanticSegmenterOutput
 
 
@@ -27,7 +31,7 @@ OPSET_VERSION = 18
 class _Exported(nn.Module):
     """The model with what an ONNX file can have: tensors in, a tuple of tensors out."""
 
-    def __init__(self, model: CtsForSemanticSegmentation, token_reduction: float | tuple[float, ...] | None):
+    def __init__(self, model: PreTrainedModel, token_reduction: float | tuple[float, ...] | None):
         super().__init__()
         self.model = model
         self.token_reduction = token_reduction
@@ -42,9 +46,24 @@ def per_level(values: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Te
     return values if isinstance(values, tuple) else (values,)
 
 
+def check_exportable(kind: str) -> None:
+    """
+    Refuses the name of a class of models that give no logits of classes for patches.
+
+    Raises:
+        ValueError: If it is none of this package or of transformers for semantic segmentation.
+    """
+    if kind not in (CtsForSemanticSegmentation.__name__, *MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.values()):
+        raise ValueError(
+            f"`model` must be one for semantic segmentation, with logits of each class, such as "
+            f"BeitForSemanticSegmentation, got a {kind}: models that predict masks of queries or depth, and encoders "
+            "alone, are not exported."
+        )
+
+
 @torch.no_grad()
 def export_onnx(
-    model: CtsForSemanticSegmentation,
+    model: PreTrainedModel,
     file: str | Path,
     image_size: int | tuple[int, int] | None = None,
     batch_size: int | None = 1,
@@ -54,27 +73,37 @@ def export_onnx(
     Writes a model as an ONNX file of opset 18, weights included.
 
     The file has the input `pixel_values`, float32 `(batch_size, num_channels, height, width)`, and the outputs
-    `logits`, float32 `(batch_size, num_labels, ceil(height / patch_size), ceil(width / patch_size))`, and
-    `shared_superpatches`, bool `(batch_size, superpatch_rows, superpatch_columns)`; of several levels one for each,
-    `shared_superpatches_2x2` and so on.
+    `logits`, float32 `(batch_size, num_labels, ceil(height / patch_size), ceil(width / patch_size))`, or of the
+    resolution that the model of transformers gives, and `shared_superpatches`, bool `(batch_size, superpatch_rows,
+    superpatch_columns)`; of several levels one for each, `shared_superpatches_2x2` and so on.
 
     Args:
-        model ([`CtsForSemanticSegmentation`]): In float32. It is exported in evaluation mode and left as it was.
+        model ([`CtsForSemanticSegmentation`] or [`~transformers.PreTrainedModel`]):
+            A Segmenter, or a model of transformers for semantic segmentation that [`apply_cts`] has changed, in
+            float32. It is exported in evaluation mode and left as it was.
         file (`str` or `Path`): The file to write, or to replace once the new one is whole; its folder is made. Of
             large models the weights are in a second file beside it, with `.data` after its name.
-        image_size (`int` or pair of `int`, *optional*): Height and width in pixels; `config.image_size` by default.
+        image_size (`int` or pair of `int`, *optional*): Height and width in pixels; the configuration's by default.
         batch_size (`int`, *optional*, defaults to 1): Images per call; `None` lets every call have its own number.
         token_reduction (`float` or `tuple[float, ...]`, *optional*): Fraction of the patch tokens to remove, or what
-            each level removes; `config.token_reduction` by default.
+            each level removes; the model's own by default.
 
     Raises:
         ImportError: If onnx or onnxscript is missing.
-        ValueError: If the model is not in float32, a size is not a positive whole number, or the model cannot run with
-            these options.
+        ValueError: If the model is of another kind, does not share tokens, is not in float32 or cannot run with these
+            options; or if a size is not a positive whole number.
     """
+    check_exportable(type(model).__name__)
+    is_own = isinstance(model, CtsForSemanticSegmentation)
+    if not is_own and not shares_tokens(model):
+        raise ValueError(
+            f"`model` must share tokens, got a {type(model).__name__} that does not: call `apply_cts`, with "
+            "`token_reduction=0` to export it as it is."
+        )
     if model.dtype != torch.float32:
         raise ValueError(f"`model` must be in torch.float32, got {model.dtype}: call `model.float()`.")
-    image_size = model.config.image_height_and_width if image_size is None else image_size
+    if image_size is None:
+        image_size = model.config.image_height_and_width if is_own else image_size_of(model.config)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not all(isinstance(side, int) and side > 0 for side in (height, width)):
         raise ValueError(
@@ -92,7 +121,8 @@ def export_onnx(
         return opset.TopK(self, length, axis=dim, largest=int(descending), sorted=1)
 
     # An example batch of one image would make the number of images a constant.
-    pixel_values = torch.zeros(batch_size or 2, model.config.num_channels, height, width, device=model.device)
+    num_channels = model.config.num_channels if is_own else model.token_sharing.num_channels
+    pixel_values = torch.zeros(batch_size or 2, num_channels, height, width, device=model.device)
     was_training = model.training
     try:
         exported = _Exported(model, token_reduction).eval()
@@ -101,7 +131,7 @@ def export_onnx(
             exported,
             (pixel_values,),
             input_names=["pixel_values"],
-            output_names=["logits", *_shared_names(model.config.superpatch_levels)],
+            output_names=["logits", *_shared_names(model.config.superpatch_levels if is_own else (2,))],
             dynamic_shapes=None if batch_size else {"pixel_values": {0: torch.export.Dim("batch_size")}},
             opset_version=OPSET_VERSION,
             custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
@@ -110,6 +140,12 @@ def export_onnx(
         )
     finally:
         model.train(was_training)
+    if batch_size is None and isinstance(program.model.graph.inputs[0].shape[0], int):
+        # What PyTorch falls back to where the code of a model fixes the number.
+        raise ValueError(
+            f"`batch_size` must be a number for this {type(model).__name__}, whose export fixes the images of a call, "
+            "got None: give the number that you need."
+        )
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=file.parent) as folder:
@@ -182,4 +218,4 @@ def _require(package: str) -> ModuleType:
         raise ImportError(f"{package} is missing: `pip install onnx onnxscript onnxruntime`.") from error
 
 
-__all__ = ["OnnxSegmenter", "export_onnx"]
+__all__ = ["OnnxSegmenter", "check_exportable", "export_onnx"]

@@ -370,10 +370,17 @@ def _describe(model_type: str) -> str:
     return "policy" if model_type == CtsPolicyConfig.model_type else "segmentation model"
 
 
+def image_size_of(config: PreTrainedConfig) -> tuple[int, int]:
+    """Height and width, in pixels, of the images that a configuration of a model of transformers names."""
+    size = (getattr(config, "backbone_config", None) or config).image_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
 __all__ = [
     "check_finite",
     "check_model_folder",
     "describe_not_finite",
+    "image_size_of",
     "is_own_model",
     "load_complete",
     "load_config",

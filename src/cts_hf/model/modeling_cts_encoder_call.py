@@ -161,7 +161,7 @@ def mean_of_four(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
 def _prepend(layout: TokenLayout, num_prefix: int) -> TokenLayout:
     """The layout of sequences that start with `num_prefix` tokens and patches more, which stand for themselves."""
-    prefix = torch.arange(num_prefix, device=layout.patch_to_token.device).expand(len(layout.patch_to_token), -1)
+    prefix = torch.arange(num_prefix, device=layout.patch_to_token.device).expand(layout.patch_to_token.shape[0], -1)
     mask = layout.token_mask
     return TokenLayout(
         layout.shared_superpatches,

@@ -3,22 +3,21 @@
 """Models of transformers that are trained with token sharing: opened, given other classes, and checked."""
 
 import inspect
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..conversion.backbones import load_encoder_config
 from ..data import IGNORE_INDEX, SegmentationData
 from ..evaluation.existing_models import check_makes_label_maps, load_with_policy
-from ..hub.loading import is_own_model, read_config
+from ..hub.loading import image_size_of, is_own_model, read_config
 from ..hub.normalization import processor_normalization
 from ..hub.problems import first_line
 from ..hub.sharing_folder import model_class
 from ..model.modeling_cts_policy import CtsPolicyModel
 from .arguments import DataArguments, ModelArguments, PolicyArguments, PolicySourceArguments
-from .models import adopt_crop_size, refuse_other_normalization, refuse_without_policy, shorter_side
+from .models import adopt_crop_size, refuse_other_normalization, refuse_without_policy
 from .optimization import encoder_prefix
 from .tasks import SegmentationTask
 
@@ -113,7 +112,7 @@ def build_existing(
             setattr(model.config, name, IGNORE_INDEX)
     if args.freeze_encoder:
         _freeze_encoder(model)
-    return model, resized_processor(processor, load_encoder_config(args.model), data_args)
+    return model, resized_processor(processor, model.config, data_args)
 
 
 def predicts_masks(model: PreTrainedModel) -> bool:
@@ -121,14 +120,16 @@ def predicts_masks(model: PreTrainedModel) -> bool:
     return "mask_labels" in inspect.signature(type(model).forward).parameters
 
 
-def resized_processor(processor: BaseImageProcessor, encoder: Any, data_args: DataArguments) -> BaseImageProcessor:
+def resized_processor(
+    processor: BaseImageProcessor, config: PreTrainedConfig, data_args: DataArguments
+) -> BaseImageProcessor:
     """
-    The image processor for a model that is trained on other crops than `encoder`, its configuration, names: with the
-    shorter side that `data_args` ask for, and for label maps of class ids that start at 0.
+    The image processor for a model that is trained on crops of another size than `config`, its configuration, names:
+    with the shorter side that `data_args` ask for, and for label maps of class ids that start at 0.
     """
     options = processor.to_dict()
     size = {name: length for name, length in dict(processor.size).items() if length is not None}
-    if data_args.shortest_edge != shorter_side(encoder):
+    if data_args.shortest_edge != min(image_size_of(config)):
         factor = data_args.shortest_edge / min(size.values())
         options["size"] = {name: round(factor * length) for name, length in size.items()}
     for name, value in (("do_reduce_labels", False), ("ignore_index", IGNORE_INDEX)):

@@ -14,7 +14,7 @@ from ..conversion.normalization import weights_normalization
 from ..data import IGNORE_INDEX, SegmentationData
 from ..evaluation.existing_models import load_existing_processor
 from ..evaluation.sharing import format_reduction
-from ..hub.loading import is_own_model, load_config, load_processor, load_segmenter
+from ..hub.loading import image_size_of, is_own_model, load_config, load_processor, load_segmenter
 from ..hub.normalization import HALF, Normalization, check_normalization, processor_normalization
 from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
 from ..model.image_processing_cts import CtsImageProcessor
@@ -233,12 +233,7 @@ def adopt_model(superpatch_args: SuperpatchArguments, data_args: DataArguments) 
 def adopt_crop_size(encoder: PreTrainedConfig, data_args: DataArguments) -> None:
     """Makes the image size of an encoder's configuration the size of crops, if that is the default."""
     if data_args.crop_size == DataArguments.crop_size:
-        data_args.crop_size = shorter_side(encoder)
-
-
-def shorter_side(encoder: PreTrainedConfig) -> int:
-    """The shorter side, in pixels, of the images that an encoder's configuration names."""
-    return encoder.image_size if isinstance(encoder.image_size, int) else min(encoder.image_size)
+        data_args.crop_size = min(image_size_of(encoder))
 
 
 def build_segmenter(
