@@ -100,7 +100,7 @@ class DataArguments(DatasetArguments):
     eval_stride: int | None = option(None, "Pixels between windows, the window itself by default.")
     max_eval_samples: int | None = option(None, "Evaluate on the first images only.")
 
-    crop_size: int = option(512, "Side of training crops in pixels. 512 is a model of transformers' own image size.")
+    crop_size: int = option(512, "Side of crops in pixels; 512 stands for that of a --model of transformers.")
     base_size: list[int] | None = option(
         None, "Long and short edge, in pixels, of scale 1 and in evaluation, 4 * crop_size and crop_size if unset."
     )
