@@ -167,6 +167,14 @@ def test_a_resumed_run_ends_with_the_same_weights(scenes, policy, tmp_path):
     assert largest_difference(tmp_path / "whole" / "model.safetensors", tmp_path / "on" / "model.safetensors") == 0
 
 
+@pytest.mark.slow
+def test_a_saved_recipe_repeats_the_run(scenes, upernet, policy, tmp_path):
+    train(scenes, tmp_path / "first", model=upernet, policy=policy, seed=3)
+    run_example("train.py", recipe=tmp_path / "first" / "train.yaml", output_dir=tmp_path / "second")
+    paths = (tmp_path / name / "model.safetensors" for name in ("first", "second"))
+    assert largest_difference(*paths) == 0
+
+
 def test_a_run_is_not_resumed_with_another_policy(scenes, upernet, tmp_path):
     tiny_policy().save_pretrained(tmp_path / "policy")
     options = {"model": upernet, "policy": tmp_path / "policy", "save_steps": 1}
@@ -289,6 +297,13 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(
     build_processor(name if name in PROCESSORS else "dpt_segmentation").save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=message):
         train(scenes, tmp_path / "run", model=tmp_path / "model", policy=policy, **options)
+
+
+def test_image_processors_with_other_pixels_are_refused(scenes, policy, tmp_path):
+    source = save_existing(tmp_path / "model", NAME)
+    build_processor(NAME, do_rescale=False).save_pretrained(source)
+    with pytest.raises(ValueError, match=r"must scale pixels from 0 to 1, .* that multiplies them by 1:"):
+        train(scenes, tmp_path / "run", model=source, policy=policy)
 
 
 def test_incomplete_models_and_policies_for_others_are_refused(scenes, policy, upernet, tmp_path):

@@ -3,6 +3,7 @@
 """Models of transformers that are trained with token sharing: opened, given other classes, and checked."""
 
 import inspect
+import math
 
 import torch
 from torch import nn
@@ -102,6 +103,7 @@ def build_existing(
     labels = {"id2label": data.id2label, "label2id": data.label2id}
     model, processor = load_with_policy(args.model, policy, CLASSIFIERS, dtype=torch.float32, **labels)
     sharing = model.token_sharing
+    _refuse_other_pixels(processor)
     refuse_without_policy(args, sharing.policy)
     sharing.token_reduction = args.token_reduction
     refuse_other_normalization(args, processor_normalization(processor, sharing.num_channels))
@@ -160,6 +162,16 @@ def check_crops(task: SegmentationTask, crop_size: int) -> None:
         if parameter.requires_grad and parameter.grad is None:
             parameter.requires_grad_(False)
     model.zero_grad()
+
+
+def _refuse_other_pixels(processor: BaseImageProcessor) -> None:
+    """Refuses an image processor that does not normalize pixels from 0 to 1, as training crops are."""
+    factor = processor.rescale_factor if processor.do_rescale else 1
+    if not math.isclose(factor, 1 / 255, rel_tol=1e-3):
+        raise ValueError(
+            f"The image processor must scale pixels from 0 to 1, as training does, got a {type(processor).__name__} "
+            f"that multiplies them by {factor}: save one with `do_rescale=True` and `rescale_factor=1 / 255`."
+        )
 
 
 def _freeze_encoder(model: PreTrainedModel) -> None:

@@ -1,6 +1,6 @@
 # Copyright 2026 The cts_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Training of a Segmenter, after that of its policy where the options ask for it."""
+"""Training of a Segmenter or a model of transformers, after that of its policy where the options ask for it."""
 
 import copy
 from pathlib import Path
@@ -51,7 +51,7 @@ def train_segmenter(
     arguments: SegmenterArguments, data: SegmentationData, accelerator: Accelerator
 ) -> SegmentationTask:
     """
-    Trains a Segmenter and saves it to its `output_dir`.
+    Trains a Segmenter, or a model of transformers that shares tokens, and saves it to its `output_dir`.
 
     Args:
         arguments: options of the run, completed by [`settle_options`].
@@ -88,14 +88,14 @@ def _build_task(
     eval_rows: Dataset | IterableDataset,
 ) -> SegmentationTask:
     data_args, model_args, policy_args, policy_source, args = arguments
-    kind, is_of_transformers = SegmentationTask, is_existing(model_args)
+    is_of_transformers = is_existing(model_args)
     if is_of_transformers:
         model, processor = build_existing(model_args, policy, policy_args, data_args, data)
-        kind = MaskTask if predicts_masks(model) else SegmentationTask
     else:
         model = build_segmenter(model_args, policy, policy_source, data, data_args.crop_size)
         refuse_other_normalization(policy_args, model.config.policy_config)
         processor = build_processor(data_args, model.config)
+    kind = MaskTask if predicts_masks(model) else SegmentationTask
     task = kind(model, processor, eval_rows, arguments, data_args.inference())
     if args.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:

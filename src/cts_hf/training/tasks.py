@@ -139,7 +139,7 @@ class MaskTask(SegmentationTask):
     """
 
     def count(self, batch: Batch) -> int:
-        """Number of images. The model itself divides by the number of masks, that of a mean process."""
+        """Number of images; the model itself takes means over masks, of which it counts those of all processes."""
         return len(batch["labels"])
 
     def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
