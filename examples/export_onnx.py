@@ -27,11 +27,12 @@ from cts_hf.benchmark.timing import median_times
 from cts_hf.evaluation.existing_models import ExistingSegmenter, load_with_policy
 from cts_hf.evaluation.sharing import TokenReduction, check_budget
 from cts_hf.evaluation.tables import format_table
-from cts_hf.export.onnx import OnnxSegmenter, check_exportable, export_onnx, per_level
+from cts_hf.export.onnx import OnnxSegmenter, check_exportable, export_onnx
 from cts_hf.hub.loading import is_own_model, load_config, load_processor, load_segmenter, read_config
 from cts_hf.hub.output_folder import OutputFolder
 from cts_hf.hub.publishing import CODE_FILES
 from cts_hf.hub.sharing_folder import model_class
+from cts_hf.model.modeling_cts_outputs import per_level
 from cts_hf.model.token_sharing import check_token_reduction
 
 
@@ -111,9 +112,7 @@ def main() -> None:
     shape = (args.batch_size or 3, config.num_channels, *image_size)
     report_agreement(model, OnnxSegmenter(file), shape)
     if args.benchmark:
-        reductions = sharing.token_reduction
-        fewer = sum(reductions) if isinstance(reductions, tuple) else reductions
-        report_times(model, file, shape, args.rounds, fewer)
+        report_times(model, file, shape, args.rounds, sum(per_level(sharing.token_reduction)))
 
 
 def resize_exactly(processor: BaseImageProcessor, image_size: tuple[int, int]) -> None:

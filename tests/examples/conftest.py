@@ -41,3 +41,22 @@ def options(prediction_model, tmp_path):
         scene.save(images / name)
     scenes[4].crop((0, 0, 64, 40)).save(images / "e.jpg", exif=sideways)
     return {"model": prediction_model, "images": images, "output_dir": tmp_path / "out", "num_workers": 0}
+
+
+@pytest.fixture
+def uploads(monkeypatch):
+    """What is uploaded: repository and names of files, by no call of the real Hub."""
+    uploads = []
+
+    class Hub:
+        def __init__(self, **options):
+            pass
+
+        def create_repo(self, repo_id, **options):
+            return type("Url", (str,), {"repo_id": f"me/{repo_id}"})("https://hub/me")
+
+        def create_commit(self, repo_id, operations, **options):
+            uploads.append((repo_id, {operation.path_in_repo for operation in operations}))
+
+    monkeypatch.setattr("cts_hf.hub.publishing.HfApi", Hub)
+    return uploads

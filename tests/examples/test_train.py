@@ -376,20 +376,7 @@ def test_unknown_splits_are_refused(scenes, tmp_path):
         train(scenes, tmp_path, train_split="trian")
 
 
-def test_a_finished_model_is_uploaded_without_its_checkpoints(scenes, tmp_path, monkeypatch):
-    uploads = []
-
-    class Hub:
-        def __init__(self, **options):
-            pass
-
-        def create_repo(self, repo_id, **options):
-            return type("Url", (str,), {"repo_id": f"me/{repo_id}"})("https://hub/me")
-
-        def create_commit(self, repo_id, operations, **options):
-            uploads.append((repo_id, {operation.path_in_repo for operation in operations}))
-
-    monkeypatch.setattr("cts_hf.hub.publishing.HfApi", Hub)
+def test_a_finished_model_is_uploaded_without_its_checkpoints(scenes, tmp_path, uploads):
     train(scenes, tmp_path, "--push_to_hub", hub_model_id="street")
     ((repo_id, files),) = uploads
     assert repo_id == "me/street"

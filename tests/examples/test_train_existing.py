@@ -252,22 +252,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(scenes, upernet, policy, tmp_pa
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_a_finished_model_is_uploaded_with_its_policy(scenes, upernet, policy, tmp_path, monkeypatch):
-    uploads = []
-
-    class Hub:
-        def __init__(self, **options):
-            pass
-
-        def create_repo(self, repo_id, **options):
-            return type("Url", (str,), {"repo_id": f"me/{repo_id}"})("https://hub/me")
-
-        def create_commit(self, repo_id, operations, **options):
-            uploads.append({operation.path_in_repo for operation in operations})
-
-    monkeypatch.setattr("cts_hf.hub.publishing.HfApi", Hub)
+def test_a_finished_model_is_uploaded_with_its_policy(scenes, upernet, policy, tmp_path, uploads):
     train(scenes, tmp_path, "--push_to_hub", model=upernet, policy=policy, hub_model_id="street", save_steps=1)
-    (files,) = uploads
+    ((_, files),) = uploads
     assert {"model.safetensors", "train.yaml", "README.md", "token_sharing/model.safetensors"} <= files
     assert not any(name.startswith("checkpoints") for name in files)
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from cts_hf import apply_cts
-from cts_hf.export.onnx import OPSET_VERSION, OnnxSegmenter, export_onnx, per_level
+from cts_hf.export.onnx import OPSET_VERSION, OnnxSegmenter, export_onnx
+from cts_hf.model.modeling_cts_outputs import per_level
 
 from ..helpers.existing_models import build_existing
 from ..helpers.models import TINY_BACKBONE, random_images, tiny_model, tiny_policy

@@ -17,6 +17,7 @@ from transformers.image_utils import load_image
 
 from ..model.modeling_cts import CtsForSemanticSegmentation
 from ..model.modeling_cts_grid import PatchGrid
+from ..model.modeling_cts_outputs import per_level
 from ..model.modeling_cts_policy import CtsPolicyModel
 from ..model.token_sharing import build_layout, num_shared_superpatches
 from .existing import call_options, scores_shape
@@ -139,7 +140,7 @@ def _random_scores(
 
 def _differing_reductions(token_reduction: Reduction, levels: tuple[int, ...]) -> Iterator[tuple[float, ...]]:
     """What each level removes from image after image, or what all do: evenly spread around `token_reduction`."""
-    parts = token_reduction if isinstance(token_reduction, tuple) else (token_reduction,)
+    parts = per_level(token_reduction)
     of_levels = levels if isinstance(token_reduction, tuple) else levels[-1:]
     covered = sum(part / (1 - 1 / level**2) for part, level in zip(parts, of_levels, strict=True))
     spread = min(_SPREAD, 1 / covered - 1) if covered > 0 else 0.0
@@ -165,10 +166,7 @@ def _scores_around(
         wanted = wanted if isinstance(token_reduction, tuple) else wanted[:, 0]
         budgets = num_shared_superpatches(wanted.to(scores[0].device), levels[0] ** 2 * rows * columns, levels)
         shared = build_layout(scores, budgets, levels=levels).shared_superpatches
-        yield tuple(
-            torch.where(of_level, threshold_score + 1, threshold_score - 1)
-            for of_level in (shared if isinstance(shared, tuple) else (shared,))
-        )
+        yield tuple(torch.where(of_level, threshold_score + 1, threshold_score - 1) for of_level in per_level(shared))
 
 
 __all__ = ["Batch", "Model", "Reduction", "draw_batches", "policy_of", "smooth_maps"]

@@ -5,6 +5,7 @@
 from typing import Any
 
 from ..evaluation.tables import format_table
+from ..model.modeling_cts_outputs import per_level
 from .running import KINDS
 
 
@@ -91,9 +92,7 @@ def _key_cells(row: dict[str, Any]) -> tuple[str, str, str]:
         on_average = 1 - row["cts"]["num_tokens"] / row["plain"]["num_tokens"]
         reduction = f"at {row['sharing_threshold']:g}, {100 * on_average:.2f} %"
     else:
-        of_levels = row["token_reduction"]
-        of_levels = of_levels if isinstance(of_levels, tuple) else (of_levels,)
-        reduction = " + ".join(f"{100 * of_level:.2f} %" for of_level in of_levels)
+        reduction = " + ".join(f"{100 * of_level:.2f} %" for of_level in per_level(row["token_reduction"]))
     return "x".join(map(str, row["image_size"])), reduction, str(row["batch_size"])
 
 

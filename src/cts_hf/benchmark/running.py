@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from ..model.modeling_cts import CtsForSemanticSegmentation
+from ..model.modeling_cts_outputs import per_level
 from .end_to_end import EndToEnd
 from .inputs import Batch, Model, policy_of, smooth_maps
 from .timing import Stopwatch, marked_parts
@@ -98,8 +99,7 @@ class Runner:
 
 def _count_shared(shared_superpatches: Tensor | tuple[Tensor, ...]) -> list[tuple[int, ...]]:
     """Superpatches of each level that share a token, image by image."""
-    levels = shared_superpatches if isinstance(shared_superpatches, tuple) else (shared_superpatches,)
-    return list(zip(*(of_level.sum(dim=(1, 2)).tolist() for of_level in levels), strict=True))
+    return list(zip(*(of_level.sum(dim=(1, 2)).tolist() for of_level in per_level(shared_superpatches)), strict=True))
 
 
 __all__ = ["AROUND", "KINDS", "Runner"]

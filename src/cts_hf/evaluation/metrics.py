@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..model.image_processing_label_maps_cts import upsampled_argmax
+from ..model.modeling_cts_outputs import per_level
 from ..model.modeling_cts_targets import IGNORED_TARGET
 from .mean_iou import MeanIoU
 
@@ -202,7 +203,7 @@ class TokenMetrics:
         """
         num_inputs = num_patches = removed = 0
         for num_patches_of_one, shared in inputs:
-            shared = shared if isinstance(shared, tuple) else (shared,)
+            shared = per_level(shared)
             num_inputs += len(shared[0])
             num_patches += num_patches_of_one * len(shared[0])
             removed += sum((level**2 - 1) * of.sum() for level, of in zip(self._levels, shared, strict=True))

@@ -5,7 +5,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ..hub.loading import load_policy_folder, load_processor, read_config
 from ..model.configuration_cts import CtsConfig, CtsPolicyConfig
 from ..model.modeling_cts_grid import PatchGrid
 from ..model.modeling_cts_layout import choose_layout
+from ..model.modeling_cts_outputs import per_level
 from ..model.modeling_cts_policy import CtsPolicyModel
 from .evaluator import prepared_batches, window_targets
 from .existing_models import load_any
@@ -156,11 +157,11 @@ def score_images(
             with nullcontext() if accelerator is None else accelerator.autocast():
                 # Any threshold makes it run.
                 _, logits = choose_layout(pixel_values, grid, config, policy, sharing_threshold=0.5)
-            scores = _of_levels(policy_scores(logits))
+            scores = per_level(policy_scores(logits))
             for index, image in enumerate(alike):
                 row, targets = image.source, None
                 if row.label is not None:
-                    targets = _of_levels(window_targets(config, row.label.to(policy.device), windows))
+                    targets = per_level(window_targets(config, row.label.to(policy.device), windows))
                     targets = tuple(of_level[0].cpu().numpy() for of_level in targets)
                 own = tuple(_at_least_float32(of_level[index]).cpu().numpy() for of_level in scores)
                 images.append(ScoredImage(row.index, grid.num_patches, own, targets))
@@ -169,10 +170,6 @@ def score_images(
     if not images:
         raise ValueError("There are no images: there is nothing to find a threshold on.")
     return sorted(images, key=lambda image: image.index)
-
-
-def _of_levels(values: Any) -> tuple[torch.Tensor, ...]:
-    return values if isinstance(values, tuple) else (values,)
 
 
 def _at_least_float32(scores: torch.Tensor) -> torch.Tensor:

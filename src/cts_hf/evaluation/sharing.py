@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..model.configuration_cts_checks import check_threshold
+from ..model.modeling_cts_outputs import per_level
 from ..model.modeling_cts_targets import IGNORED_TARGET
 from ..model.token_sharing import check_token_reduction
 
@@ -88,7 +89,7 @@ def check_budget(
             f"`sharing_threshold` must be None where `token_reduction` is given, got {sharing_threshold} and "
             f"{token_reduction}: give one of them."
         )
-    fractions = token_reduction if isinstance(token_reduction, tuple) else (token_reduction,)
+    fractions = per_level(token_reduction)
     if not (all(fraction >= 0 for fraction in fractions) and sum(fractions) < 1):
         raise ValueError(
             "`token_reduction` must be a number between 0 (no sharing) and 1 - 1 / level**2 of the model's largest "
@@ -155,13 +156,12 @@ def _check_threshold_fits(sharing: Sharing, takes_thresholds: bool) -> None:
 
 def is_nothing(token_reduction: float | tuple[float, ...]) -> bool:
     """Whether a budget removes no token."""
-    return not any(token_reduction) if isinstance(token_reduction, tuple) else token_reduction == 0
+    return all(part == 0 for part in per_level(token_reduction))
 
 
 def format_reduction(token_reduction: float | tuple[float, ...]) -> str:
     """A budget as the command line takes it, `0.3`, or what each level removes, `0.2,0.3`."""
-    parts = token_reduction if isinstance(token_reduction, tuple) else (token_reduction,)
-    return ",".join(f"{part:g}" for part in parts)
+    return ",".join(f"{part:g}" for part in per_level(token_reduction))
 
 
 def format_budget(token_reduction: float | tuple[float, ...] | None, sharing_threshold: float | None = None) -> str:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from transformers import PreTrainedConfig
 
 from ..model.modeling_cts_grid import num_cells
+from ..model.modeling_cts_outputs import per_level
 
 
 Color = tuple[int, int, int]
@@ -130,8 +131,7 @@ def draw_sharing_grid(
     Raises:
         ValueError: sizes that do not fit each other, or a grid that does not cover the image.
     """
-    levels = shared_superpatches if isinstance(shared_superpatches, tuple) else (shared_superpatches,)
-    levels = [_array(of_level).astype(bool) for of_level in levels]
+    levels = [_array(of_level).astype(bool) for of_level in per_level(shared_superpatches)]
     sizes = (superpatch_size,) if isinstance(superpatch_size, int) else tuple(superpatch_size)
     if len(sizes) != len(levels):
         raise ValueError(
@@ -203,8 +203,8 @@ def prediction_panel(
     panels.append(("Prediction", colorize(prediction, palette, ignore_index)))
     if shared_superpatches is not None:
         grid = draw_sharing_grid(image, shared_superpatches, superpatch_size, patch_size)
-        levels = shared_superpatches if isinstance(shared_superpatches, tuple) else (shared_superpatches,)
-        counts = [f"{shared.sum()} of {shared.size}" for shared in (_array(of).astype(bool) for of in levels)]
+        levels = [_array(of_level).astype(bool) for of_level in per_level(shared_superpatches)]
+        counts = [f"{shared.sum()} of {shared.size}" for shared in levels]
         panels.append((f"Shared tokens ({' and '.join(counts)} superpatches)", grid))
     return _draw_panels(panels, [(classes[index], palette[index]) for index in present] if classes is not None else [])
 

@@ -23,6 +23,7 @@ from ..hub.loading import image_size_of
 from ..hub.output_folder import UNFINISHED
 from ..hub.sharing_folder import shares_tokens
 from ..model.modeling_cts import CtsForSemanticSegmentation, CtsSemanticSegmenterOutput
+from ..model.modeling_cts_outputs import per_level
 
 
 OPSET_VERSION = 18
@@ -39,11 +40,6 @@ class _Exported(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = self.model(pixel_values, token_reduction=self.token_reduction, return_dict=True)
         return outputs.logits, *per_level(outputs.shared_superpatches)
-
-
-def per_level(values: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """What a model gives for each level, as a tuple for a single one too."""
-    return values if isinstance(values, tuple) else (values,)
 
 
 def check_exportable(kind: str) -> None:

@@ -7,6 +7,7 @@ import re
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..model.modeling_cts_outputs import per_level
 from ..model.modeling_cts_policy import CtsPolicyModel
 from .sharing_folder import SHARING, shares_tokens
 
@@ -84,8 +85,7 @@ def _sharing(config: PreTrainedConfig) -> str:
     """What sharing does, as the end of a sentence."""
     if config.sharing_threshold is not None:
         return f"which shares tokens where its policy is at least {config.sharing_threshold:.1%} sure"
-    given = config.token_reduction
-    return f"which removes {sum(given) if isinstance(given, tuple) else given:.1%} of the tokens"
+    return f"which removes {sum(per_level(config.token_reduction)):.1%} of the tokens"
 
 
 def model_card(

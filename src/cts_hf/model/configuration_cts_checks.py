@@ -236,7 +236,7 @@ def check_stages(output_stride: int, num_stages: int | None) -> None:
     if output_stride not in NUM_STAGES_OF_STRIDE:
         raise ValueError(f"`output_stride` must be 8, 16 or 32, got {output_stride}.")
     fewest = NUM_STAGES_OF_STRIDE[output_stride]
-    if num_stages is not None and not fewest <= num_stages <= 7:
+    if num_stages is not None and not fewest <= num_stages <= max(NUM_STAGES_OF_STRIDE.values()):
         raise ValueError(
             f"`num_stages` must be from {fewest}, which `output_stride={output_stride}` takes, to 7, got "
             f"{num_stages}: leave it out, or choose another stride."

@@ -36,7 +36,7 @@ from .modeling_cts_embeddings import CtsEmbeddings
 from .modeling_cts_grid import PatchGrid
 from .modeling_cts_layers import CtsAttention, CtsLayer, CtsZeroLinear, drop_path_schedule, padding_attention_mask
 from .modeling_cts_layout import choose_layout
-from .modeling_cts_outputs import CtsModelOutput, CtsSemanticSegmenterOutput
+from .modeling_cts_outputs import CtsModelOutput, CtsSemanticSegmenterOutput, per_level
 from .modeling_cts_policy import CtsPolicyModel, policy_loss
 from .modeling_cts_targets import IGNORED_TARGET, pad_labels, superpatch_targets
 from .modeling_cts_unsharing import CtsUnsharingResidual
@@ -378,11 +378,10 @@ class CtsForSemanticSegmentation(CtsPreTrainedModel):
     ) -> torch.Tensor:
         patch_size, ignore_index = self.config.patch_size, self.config.semantic_loss_ignore_index
         labels = pad_labels(grid.pad(labels, value=ignore_index), grid.levels[-1] * patch_size, ignore_index)
-        policy_logits = policy_logits if isinstance(policy_logits, tuple) else (policy_logits,)
         # The logits of other levels are not the policy's own.
         own = [
             (logits, superpatch_targets(labels, level * patch_size, ignore_index, grid.mask(level)))
-            for level, logits in zip(grid.levels, policy_logits, strict=True)
+            for level, logits in zip(grid.levels, per_level(policy_logits), strict=True)
             if level in self.config.policy_config.superpatch_levels
         ]
         return policy_loss(*map(tuple, zip(*own, strict=True)), IGNORED_TARGET)

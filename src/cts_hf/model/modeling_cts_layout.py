@@ -22,6 +22,7 @@ from .configuration_cts import CtsConfig
 from .configuration_cts_checks import check_threshold
 from .modeling_cts_checks import SCORE_ADVICE, check_tensor, has_values
 from .modeling_cts_grid import PatchGrid
+from .modeling_cts_outputs import per_level
 from .modeling_cts_policy import CtsPolicyModel, check_policy_scores, renormalize
 from .token_sharing import TokenLayout, build_layout, check_token_reduction, num_shared_superpatches
 
@@ -173,7 +174,7 @@ def _run_policy(
     with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen):
         logits = policy(pixel_values, superpatch_mask=grid.mask(grid.levels[0]), return_dict=True).logits
         own_levels = policy.config.superpatch_levels
-        of_level = dict(zip(own_levels, logits if isinstance(logits, tuple) else (logits,), strict=True))
+        of_level = dict(zip(own_levels, per_level(logits), strict=True))
         for finer, level in zip(grid.levels[:-1], grid.levels[1:], strict=True):
             if level not in of_level:
                 of_level[level] = _least_sure(of_level[finer], level // finer)

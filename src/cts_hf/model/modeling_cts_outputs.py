@@ -14,6 +14,7 @@
 """What CTS models give."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.utils import ModelOutput
@@ -94,4 +95,9 @@ class CtsSemanticSegmenterOutput(ModelOutput):
     num_tokens: torch.LongTensor | None = None
 
 
-__all__ = ["CtsModelOutput", "CtsSemanticSegmenterOutput"]
+def per_level(values: Any) -> tuple[Any, ...]:
+    """What there is for each level, be it scores, shared superpatches or fractions: a tuple for a single one, too."""
+    return values if isinstance(values, tuple) else (values,)
+
+
+__all__ = ["CtsModelOutput", "CtsSemanticSegmenterOutput", "per_level"]

@@ -145,8 +145,16 @@ class PolicyOptimizationArguments(OptimizationArguments):
     lr_scheduler: str = option("constant", "'polynomial' or 'constant'.", choices=["polynomial", "constant"])
 
 
+class _WithLevels:
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Sides of the superpatches in patches."""
+        # Not the default of the option: runs of before had none, and are resumed.
+        return check_levels(self.superpatch_levels or [2], "superpatch_levels")
+
+
 @dataclass
-class ModelArguments:
+class ModelArguments(_WithLevels):
     """The Segmenter. The defaults are those of ViT-Ti/16 in the paper."""
 
     model: str | None = option(
@@ -206,11 +214,6 @@ class ModelArguments:
     )
 
     @property
-    def levels(self) -> tuple[int, ...]:
-        """Sides of the superpatches in patches."""
-        return _levels(self)
-
-    @property
     def shares_tokens(self) -> bool:
         """Whether there is a budget or a threshold at which the policy is run."""
         return self.sharing_threshold is not None or not is_nothing(self.token_reduction)
@@ -251,11 +254,6 @@ class ModelArguments:
             )
 
 
-def _levels(arguments: Any) -> tuple[int, ...]:
-    # Not the default of the option: runs of before had none, and are resumed.
-    return check_levels(arguments.superpatch_levels or [2], "superpatch_levels")
-
-
 @dataclass
 class PolicyArguments:
     """The policy network."""
@@ -289,7 +287,7 @@ class PolicyArguments:
 
 
 @dataclass
-class SuperpatchArguments:
+class SuperpatchArguments(_WithLevels):
     """What a policy that is trained alone decides about, and how its images are made."""
 
     patch_size: int = option(16, "Height and width, in pixels, of the Segmenter's patches.")
@@ -305,11 +303,6 @@ class SuperpatchArguments:
     for_model: str | None = option(
         None, "Model of transformers, local or on the Hub, with whose patches, normalization and image size to train."
     )
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """Sides of the superpatches in patches."""
-        return _levels(self)
 
     def __post_init__(self):
         refuse_outside(self, patch_size=PIXELS)

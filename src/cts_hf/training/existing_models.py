@@ -16,9 +16,10 @@ from ..hub.loading import image_size_of, is_own_model, read_config
 from ..hub.normalization import processor_normalization
 from ..hub.problems import first_line
 from ..hub.sharing_folder import model_class
+from ..model.configuration_cts import CtsConfig
 from ..model.modeling_cts_policy import CtsPolicyModel
 from .arguments import DataArguments, ModelArguments, PolicyArguments, PolicySourceArguments
-from .models import adopt_crop_size, refuse_other_normalization, refuse_without_policy
+from .models import ADDITIONS, adopt_crop_size, refuse_other_normalization, refuse_without_policy
 from .optimization import encoder_prefix
 from .tasks import SegmentationTask
 
@@ -34,14 +35,6 @@ CLASSIFIERS = (
 )
 # Names of the label that losses leave out, in configurations.
 _IGNORED_LABELS = ("semantic_loss_ignore_index", "loss_ignore_index")
-
-# Options that only models of this package have.
-_OF_SEGMENTERS = {
-    "superpatch_levels": (2,),
-    "sharing_threshold": None,
-    "unsharing": "copy",
-    "superpatch_embedding": "projection",
-}
 
 
 def is_existing(args: ModelArguments) -> bool:
@@ -66,9 +59,9 @@ def adopt_existing(args: ModelArguments, policy_source: PolicySourceArguments, d
             f"`policy_loss_weight` must be 0 for a model of transformers, whose policy stays frozen, got "
             f"{policy_source.policy_loss_weight}: pass --policy FOLDER, or --policy_epochs to train one first."
         )
-    for name, default in _OF_SEGMENTERS.items():
+    for name in ("superpatch_levels", "sharing_threshold", *ADDITIONS):
         value = getattr(args, name)
-        if (tuple(value) if isinstance(value, list) else value) not in (None, default):
+        if (tuple(value) if isinstance(value, list) else value) not in (None, getattr(CtsConfig, name)):
             raise ValueError(
                 f"`{name}` must be left out for a model of transformers, which shares tokens of 2 x 2 patches by a "
                 f"fixed budget, got {value!r}."

@@ -17,6 +17,7 @@ from ..evaluation.visualization import prediction_panel, superpatch_sizes
 from ..evaluation.windows import resized_images
 from ..hub.output_folder import OutputFolder
 from ..model.image_processing_maps_cts import resize_labels
+from ..model.modeling_cts_outputs import per_level
 from .saving import save_card
 from .tasks import SegmentationTask
 
@@ -99,7 +100,7 @@ def _fewer_tokens(result: dict[str, Any]) -> float:
     token_reduction = result["token_reduction"]
     if token_reduction is None:
         return result["mean_token_reduction"]
-    return sum(token_reduction) if isinstance(token_reduction, tuple) else token_reduction
+    return sum(per_level(token_reduction))
 
 
 def _table(results: list[dict[str, Any]]) -> str:

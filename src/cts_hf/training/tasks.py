@@ -23,6 +23,7 @@ from ..evaluation.windows import InferenceOptions
 from ..model.image_processing_base_cts import CtsImageProcessingMixin
 from ..model.image_processing_maps_cts import resize_labels
 from ..model.modeling_cts_grid import PatchGrid
+from ..model.modeling_cts_outputs import per_level
 from ..model.modeling_cts_policy import CtsPolicyModel
 from ..model.modeling_cts_targets import pad_labels, superpatch_targets
 from ..model.token_sharing import build_layout, num_shared_superpatches
@@ -178,8 +179,7 @@ class PolicyTask:
 
     def count(self, batch: Batch) -> int:
         """Number of superpatches, of all levels, that are not ignored."""
-        targets = self._targets(batch["labels"])
-        targets = targets if isinstance(targets, tuple) else (targets,)
+        targets = per_level(self._targets(batch["labels"]))
         return sum(int((of_level != IGNORE_INDEX).sum()) for of_level in targets)
 
     def forward(self, model: nn.Module, batch: Batch) -> ModelOutput:
